@@ -1,0 +1,65 @@
+"""What every backend shares: where LR cells lie on the HR grid, who owns a pixel, which cells may reach it.
+
+Units: HR pixels, pixel centres at integers. With n cells over N pixels the scale is s = N / n, any real number >= 1, and
+cell i is centred at (i + .5) s - .5. The owner of a pixel is the cell with the nearest centre, floor((x + .5) / s).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+class Factors(NamedTuple):
+    """What the operator knows of the Gaussians: a factor of each half-precision matrix, and the range weight.
+
+    score(p, q) = -(ux dx + uy dy)^2 - (vx dx + vy dy)^2 - r |guide(p) - guide_lr(q)|^2, with (dx, dy) = p - mu_q in HR pixels.
+
+    Each map is (B, h, w). A factor, and not the matrix itself, so that a narrow rotated Gaussian loses no digits; and not
+    angles, so that a parameterisation without angles has no saddle where the two axes are equal.
+    """
+
+    ux: Tensor
+    uy: Tensor
+    vx: Tensor
+    vy: Tensor
+    r: Tensor
+
+
+@dataclass(frozen=True)
+class Support:
+    """Which LR cells are candidates for a pixel: those within a disc around its owner, in cells.
+
+    `radius`: radius of the disc; a render may be given a map of smaller ones, pixel by pixel.
+    `border`: what an offset beyond the grid means: "drop" (no candidate) or "clamp" (the border cell once more).
+    """
+
+    radius: int
+    border: str
+
+
+def owner_starts(cells: int, pixels: int) -> list[int]:
+    """First pixel of every cell along one axis, and `pixels` at the end: cell i owns [starts[i], starts[i + 1])."""
+    # The smallest x with (2 x + 1) cells >= 2 pixels i, in integers, so that no rounding can move an owner.
+    return [max(0, -((cells - 2 * pixels * i) // (2 * cells))) for i in range(cells)] + [pixels]
+
+
+def owners(cells: int, pixels: int) -> Tensor:
+    """Owner cell of every pixel along one axis, (pixels,) int64."""
+    return (2 * torch.arange(pixels) + 1) * cells // (2 * pixels)
+
+
+def centres(cells: int, pixels: int) -> Tensor:
+    """Centre of every cell along one axis, HR pixels, (cells,) float64."""
+    return (torch.arange(cells, dtype=torch.float64) + 0.5) * (pixels / cells) - 0.5
+
+
+def disc_offsets(radius: int) -> Tensor:
+    """Offsets (dy, dx) with dy^2 + dx^2 <= radius^2, nearest first, (K, 2) int64."""
+    axis = torch.arange(-radius, radius + 1)
+    offsets = torch.cartesian_prod(axis, axis)
+    squared = (offsets**2).sum(1)
+    nearest_first = torch.argsort(squared, stable=True)
+    return offsets[nearest_first][squared[nearest_first] <= radius**2]

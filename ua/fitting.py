@@ -1,0 +1,164 @@
+"""Test-time optimisation: fit the Gaussians of one image, once, then render any signal on their grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ua import backends, inputs, plugins
+from ua.config import FitConfig
+from ua.config import preset as find_preset
+from ua.files import atomic_path
+from ua.gaussians import Gaussians
+from ua.parameterisations import Parameterisation
+from ua.rendering import radius_map, render, support, to_grid
+
+Callback = Callable[[int, Tensor, Gaussians], None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Gaussians fitted to one batch of images.
+
+    Attributes:
+        gaussians: the four maps, each (B, h, w).
+        losses: (steps, B), the loss of every image before each step.
+        config: the settings that made it.
+        image: the guide, (B, G, H, W) float in [0, 1].
+        backend: what `render` computes with.
+    """
+
+    gaussians: Gaussians
+    losses: Tensor
+    config: FitConfig
+    image: Tensor
+    backend: str = "auto"
+
+    def render(self, signal: Any, valid: Any = None) -> Tensor:
+        """Mix an LR signal (B, C, h, w), (C, h, w) or (h, w) up to (B, C, H, W); see `ua.render`.
+
+        Raises:
+            TypeError, ValueError: as `ua.render`; and a signal on another grid than the fit's.
+        """
+        grid = tuple(self.gaussians.theta.shape[-2:])
+        if hasattr(signal, "shape") and tuple(signal.shape[-2:]) != grid:
+            raise ValueError(f"signal must lie on the grid of the fit, {grid}, got shape {tuple(signal.shape)}")
+        return render(signal, self.image, self.gaussians, valid=valid, config=self.config, backend=self.backend)
+
+    def reconstruct(self) -> Tensor:
+        """The image rendered from its own LR version, (B, G, H, W): what the fit makes similar to the image."""
+        grid = tuple(self.gaussians.theta.shape[-2:])
+        return self.render(to_grid(self.image, grid, self.config.image_lr))
+
+    def with_gaussians(self, gaussians: Gaussians) -> Fit:
+        """The same image and settings with other Gaussians, e.g. those that a callback kept; its `losses` are empty."""
+        return dataclasses.replace(self, gaussians=gaussians, losses=self.losses[:0])
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a .safetensors file, atomically; `Fit.load` reads it."""
+        from safetensors.torch import save_file
+
+        tensors = {"image": self.image, "losses": self.losses, **self.gaussians._asdict()}
+        metadata = {"config": json.dumps(dataclasses.asdict(self.config)), "backend": self.backend}
+        with atomic_path(path) as temporary:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+
+    @staticmethod
+    def load(path: str | Path) -> Fit:
+        """Read what `save` wrote. Nothing in the file can run code.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: not a file that `save` wrote.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"path: no file {str(path)!r}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in ("image", "losses", *Gaussians._fields)}
+            config = FitConfig().replace(**json.loads(metadata["config"]))
+            backend = metadata["backend"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"path: {str(path)!r} is not a file that ua.Fit.save wrote ({error})") from error
+        gaussians = Gaussians(*(tensors[name] for name in Gaussians._fields))
+        return Fit(gaussians, tensors["losses"], config, tensors["image"], backend)
+
+
+def resolve(preset: str, overrides: dict[str, Any]) -> FitConfig:
+    """The settings of a preset with some fields changed."""
+    return find_preset(preset).replace(**overrides)
+
+
+def fit(
+    image: Any,
+    grid: tuple[int, int],
+    *,
+    preset: str = "default",
+    backend: str = "auto",
+    callback: Callback | None = None,
+    **overrides: Any,
+) -> Fit:
+    """Fit one bilateral Gaussian per cell of an LR grid so that the LR image renders to the image.
+
+    Minimises the mean absolute error of every image by Adam (arXiv 2511.16301). Images of a batch do not influence each other.
+
+    Args:
+        image: tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
+        grid: (h, w) of the LR signals to come; any real scales H / h, W / w >= 1.
+        preset: "default", "paper" or "released".
+        backend: "auto", "reference", "torch" or "cpu".
+        callback: called after every step with (step from 1, loss before that step (B,), Gaussians of now).
+        overrides: fields of `ua.FitConfig`, e.g. `steps=50, lr=0.1`.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, shape, range or name; the message names it.
+    """
+    config = resolve(preset, overrides)
+    # A fit needs gradients of its own, also where the caller has switched them off, and none of the caller's.
+    with torch.inference_mode(False), torch.enable_grad():
+        guide = inputs.as_image(image).detach()
+        guide = guide.clone() if guide.is_inference() else guide
+        rows, cols = inputs.check_grid(grid, guide)
+        chosen = backends.choose(backend, guide, guide)
+        sigma = {"pixel": (config.sigma, config.sigma)}.get(
+            config.sigma_unit, (config.sigma * guide.shape[-1] / cols, config.sigma * guide.shape[-2] / rows)
+        )
+        parts = plugins.find("ua.parameterisations", config.parameterisation)
+        kernels: Parameterisation = parts.Kernels((len(guide), rows, cols), *sigma, config.sigma_r).to(guide)
+        losses = _optimise(kernels, guide, (rows, cols), config, chosen, callback)
+        return Fit(kernels.gaussians().detach(), losses, config, guide, backend)
+
+
+def _optimise(
+    kernels: Parameterisation, guide: Tensor, grid: tuple[int, int], config: FitConfig, backend: Any, callback: Callback | None
+) -> Tensor:
+    """Step the parameters of `kernels` in place; returns the losses, (steps, B)."""
+    parameters = list(kernels.parameters())
+    if config.steps == 0 or not parameters:
+        return guide.new_empty(0, len(guide))
+    guide_lr, source = to_grid(guide, grid, config.guide_lr), to_grid(guide, grid, config.image_lr)
+    adam = torch.optim.Adam(parameters, lr=config.lr)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, config.lr_decay)
+    losses = []
+    for step in range(1, config.steps + 1):
+        radius = radius_map(kernels.gaussians(), guide, config)
+        loss = backend.reconstruction_l1(
+            source, guide, guide_lr, kernels.factors(), support=support(config), radius=radius
+        )
+        adam.zero_grad(set_to_none=True)
+        loss.sum().backward()
+        adam.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if callback is not None:
+            callback(step, losses[-1], kernels.gaussians().detach())
+    return torch.stack(losses)

@@ -1,0 +1,123 @@
+"""What users hand in, checked and brought to one form: (B, C, H, W) tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Rounding of a resize or a colour conversion, not a different range.
+RANGE_SLACK = 1e-4
+
+
+def as_image(image: Any) -> Tensor:
+    """Tensor (B, G, H, W) or (G, H, W), NumPy (H, W, G) or (H, W), or PIL, float in [0, 1] or uint8 -> (B, G, H, W) float.
+
+    float64 stays, everything else becomes float32.
+
+    Raises:
+        TypeError: another type or dtype. ValueError: another shape, empty, NaN, inf, or outside [0, 1].
+    """
+    tensor = _image_tensor(image)
+    if tensor.dtype == torch.uint8:
+        tensor = tensor.float() / 255
+    if not tensor.is_floating_point():
+        raise TypeError(f"image must be float in [0, 1] or uint8, got {tensor.dtype}")
+    if tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    if tensor.ndim == 3:
+        tensor = tensor[None]
+    if tensor.ndim != 4 or tensor.numel() == 0:
+        raise ValueError(f"image must be (B, G, H, W) or (G, H, W) and not empty, got {_shape(image)}")
+    low, high = (float(bound) for bound in torch.aminmax(tensor.detach()))
+    if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):  # written so that NaN fails
+        raise ValueError(f"image must be finite and in [0, 1], got values from {low:g} to {high:g}")
+    return tensor
+
+
+def _image_tensor(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    if hasattr(image, "convert") and hasattr(image, "getbands"):  # PIL, which we need not import to know
+        image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.ndim not in (2, 3):
+            raise ValueError(f"image as a NumPy array must be (H, W, G) or (H, W), got {_shape(image)}")
+        if image.dtype.kind not in "fu":
+            raise TypeError(f"image must be float in [0, 1] or uint8, got {image.dtype}")
+        return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
+    raise TypeError(f"image must be a tensor, a NumPy array or a PIL image, got {type(image).__name__}")
+
+
+def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Signal (B, C, h, w), (C, h, w) or (h, w) and mask (B, h, w) or (h, w) -> (B, C, h, w) and (B, h, w) bool or None.
+
+    `guide` is the image that `as_image` returned. Values of invalid cells may be anything, NaN too.
+
+    Raises:
+        TypeError: not a floating tensor or array. ValueError: shape, batch, size, or not finite where valid.
+    """
+    if isinstance(signal, np.ndarray):
+        signal = torch.from_numpy(np.ascontiguousarray(signal))
+    if not isinstance(signal, Tensor):
+        raise TypeError(f"signal must be a tensor or a NumPy array, got {type(signal).__name__}")
+    if not signal.is_floating_point():
+        raise TypeError(
+            f"signal must be floating point, got {signal.dtype}; turn class ids into one-hot or probability channels first"
+        )
+    if signal.device != guide.device:
+        raise ValueError(f"signal and image must be on one device, got {signal.device} and {guide.device}")
+    shape = _shape(signal)
+    if signal.ndim in (2, 3):
+        signal = signal[None, None] if signal.ndim == 2 else signal[None]
+    if signal.ndim != 4 or signal.numel() == 0:
+        raise ValueError(f"signal must be (B, C, h, w), (C, h, w) or (h, w) and not empty, got {shape}")
+    if len(signal) != len(guide):
+        raise ValueError(f"signal and image must have the same batch size, got {len(signal)} and {len(guide)}")
+    check_grid(tuple(signal.shape[-2:]), guide)
+    if valid is None:
+        if not bool(torch.isfinite(signal.detach()).all()):
+            raise ValueError("signal must be finite, got NaN or inf; mark missing cells with valid=")
+        return signal, None
+    mask = _as_valid(valid, signal)
+    if not bool((torch.isfinite(signal.detach()) | ~mask[:, None]).all()):
+        raise ValueError("signal must be finite where valid is True, got NaN or inf")
+    return signal.masked_fill(~mask[:, None], 0), mask
+
+
+def _as_valid(valid: Any, signal: Tensor) -> Tensor:
+    batch, _, rows, cols = signal.shape
+    if isinstance(valid, np.ndarray):
+        valid = torch.from_numpy(np.ascontiguousarray(valid))
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        raise TypeError(f"valid must be a boolean tensor or array, got {getattr(valid, 'dtype', type(valid).__name__)}")
+    if valid.ndim == 2:
+        valid = valid[None]
+    if tuple(valid.shape) not in ((batch, rows, cols), (1, rows, cols)):
+        raise ValueError(f"valid must be ({batch}, {rows}, {cols}) or ({rows}, {cols}), got {_shape(valid)}")
+    valid = valid.to(signal.device).expand(batch, rows, cols)
+    if not bool(valid.flatten(1).any(1).all()):
+        raise ValueError("valid must mark at least one cell of every image, got a mask that is False everywhere")
+    return valid
+
+
+def check_grid(grid: Any, guide: Tensor) -> tuple[int, int]:
+    """(h, w) as integers, at least 1 and at most the image's size.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if not isinstance(grid, (tuple, list, torch.Size)) or len(grid) != 2:
+        raise TypeError(f"grid must be a pair (h, w), got {grid!r}")
+    if not all(isinstance(cells, int) and not isinstance(cells, bool) for cells in grid):
+        raise TypeError(f"grid must be two integers (h, w), got {tuple(grid)!r}")
+    (rows, cols), (height, width) = grid, guide.shape[-2:]
+    if not (1 <= rows <= height and 1 <= cols <= width):
+        raise ValueError(f"grid (h, w) must be between 1 x 1 and the image's {height} x {width}, got {rows} x {cols}")
+    return rows, cols
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__

@@ -1,0 +1,55 @@
+"""The logarithm of the covariance's square root, a free symmetric 2 x 2 matrix: any Gaussian, no angle and no saddle.
+
+With L = [[m + d, o], [o, m - d]] the covariance is exp(2 L); its eigenvalues are exp(2 (m +- rho)), rho^2 = d^2 + o^2, and the
+symmetric factor of the half-precision is exp(-L) / sqrt 2 = exp(-m) (cosh(rho) I - sinh(rho) / rho [[d, o], [o, -d]]) / sqrt 2,
+smooth everywhere because cosh and sinh(rho) / rho are power series in rho^2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kernels.geometry import Factors
+from ua.gaussians import EPS, Gaussians
+from ua.parameterisations import Parameterisation, log_parameter, positive
+
+
+class Kernels(Parameterisation):
+    def __init__(self, shape: tuple[int, int, int], sigma_x: float, sigma_y: float, sigma_r: float) -> None:
+        super().__init__(shape, sigma_x, sigma_y, sigma_r)
+        log_x, log_y = math.log(sigma_x), math.log(sigma_y)
+        self.mean = nn.Parameter(torch.full(shape, (log_x + log_y) / 2))
+        self.difference = nn.Parameter(torch.full(shape, (log_x - log_y) / 2))
+        self.off_diagonal = nn.Parameter(torch.zeros(shape))
+        self.log_sigma_r = log_parameter(shape, sigma_r)
+
+    def gaussians(self) -> Gaussians:
+        rho = torch.hypot(self.difference, self.off_diagonal).detach()
+        mean = self.mean.detach()
+        theta = 0.5 * torch.atan2(self.off_diagonal, self.difference).detach()
+        return Gaussians(positive(mean + rho), positive(mean - rho), theta, positive(self.log_sigma_r))
+
+    def factors(self) -> Factors:
+        squared = self.difference.square() + self.off_diagonal.square()
+        cosh, sinh_over_rho = _cosh_and_sinhc(squared)
+        scale = torch.exp(-self.mean) / math.sqrt(2)
+        off_diagonal = -scale * sinh_over_rho * self.off_diagonal
+        return Factors(
+            ux=scale * (cosh - sinh_over_rho * self.difference),
+            uy=off_diagonal,
+            vx=off_diagonal,
+            vy=scale * (cosh + sinh_over_rho * self.difference),
+            r=(2 * positive(self.log_sigma_r).square() + EPS).reciprocal(),
+        )
+
+
+def _cosh_and_sinhc(squared: Tensor) -> tuple[Tensor, Tensor]:
+    """cosh(rho) and sinh(rho) / rho from rho^2, with gradients that stay finite at 0."""
+    small = squared < 1e-2
+    rho = squared.masked_fill(small, 1.0).sqrt()
+    cosh_series = 1 + squared / 2 * (1 + squared / 12 * (1 + squared / 30))
+    sinhc_series = 1 + squared / 6 * (1 + squared / 20 * (1 + squared / 42))
+    return torch.where(small, cosh_series, rho.cosh()), torch.where(small, sinhc_series, rho.sinh() / rho)

@@ -1,0 +1,42 @@
+"""Exchangeable parts by name: a part is one module in its package, or any importable module named with a dot."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from types import ModuleType
+
+
+def names(package: str) -> list[str]:
+    """The parts that lie in `package`, sorted."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+
+
+def find(package: str, name: str) -> ModuleType:
+    """The module `package.name`, or, where `name` has a dot, the module of that full name (somebody's own part).
+
+    Raises:
+        ValueError: no such part; the message names the nearest one and all others.
+    """
+    kind = package.rsplit(".", 1)[-1]
+    if "." in name:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):  # the module is there, something that it imports is not
+                raise
+            raise ValueError(f"{kind}: no module {name!r} can be imported ({error})") from error
+    if name not in names(package):
+        raise ValueError(unknown(kind, name, names(package)))
+    return importlib.import_module(f"{package}.{name}")
+
+
+def unknown(what: str, given: str, accepted: Iterable[str]) -> str:
+    """Error text for a name that is none of `accepted`, with the nearest one where there is one."""
+    accepted = list(accepted)
+    near = difflib.get_close_matches(str(given), accepted, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {given!r}{hint} (accepted: {', '.join(accepted)})"
