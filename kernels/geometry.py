@@ -63,3 +63,20 @@ def disc_offsets(radius: int) -> Tensor:
     squared = (offsets**2).sum(1)
     nearest_first = torch.argsort(squared, stable=True)
     return offsets[nearest_first][squared[nearest_first] <= radius**2]
+
+
+def reached_pixels(valid: Tensor, size: tuple[int, int], support: Support, radius: Tensor | None) -> Tensor:
+    """Which pixels have a valid candidate: (B, H, W) bool, from the mask `valid` (B, h, w) and a `radius` map or None."""
+    rows, cols = valid.shape[-2:]
+    row, col = torch.arange(rows), torch.arange(cols)
+    beyond = support.radius**2 + 1
+    nearest = torch.full(valid.shape, beyond, device=valid.device)  # squared distance to the nearest valid candidate
+    for dy, dx in disc_offsets(support.radius).tolist():
+        key_row, key_col = (row + dy).clamp(0, rows - 1), (col + dx).clamp(0, cols - 1)
+        candidate = valid[:, key_row][:, :, key_col]
+        if support.border == "drop":
+            inside = ((row + dy) == key_row)[:, None] & ((col + dx) == key_col)
+            candidate = candidate & inside.to(valid.device)
+        nearest = torch.where(candidate, nearest.clamp(max=dy * dy + dx * dx), nearest)
+    at_pixels = nearest[:, owners(rows, size[0])][:, :, owners(cols, size[1])]
+    return at_pixels <= (support.radius if radius is None else radius) ** 2

@@ -1,0 +1,273 @@
+"""The fused CPU backend: render, analytic gradients, and loss with gradients in one pass, in float32 by Numba.
+
+The image is cut into bands of LR rows that threads share. The number of bands depends on the grid alone and their sums are added
+in order, so results do not depend on the number of threads. The loops are in `_cpu_loops`; this file prepares their
+tables and turns the moments they return into gradients: d score = -|W d|^2 - r D gives dW = -2 W (sum d d^T), dr = -sum D.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.geometry import Factors, Support, centres, disc_offsets, owner_starts, reached_pixels
+
+BANDS = 16
+LOG2_E = 1 / math.log(2)
+T = TypeVar("T")
+
+
+def refuses(signal: Tensor, guide: Tensor) -> str | None:
+    """Why this backend cannot take these tensors; None: it can."""
+    if guide.device.type != "cpu" or signal.device.type != "cpu":
+        return f"it needs tensors on the CPU, got {signal.device} and {guide.device}"
+    if torch.float64 in (signal.dtype, guide.dtype):
+        return "it computes in float32, got float64"
+    if guide.requires_grad:
+        return "it has no gradient with respect to the image"
+    if importlib.util.find_spec("numba") is None:
+        return "it needs the package numba"
+    return None
+
+
+def render(
+    signal: Tensor,
+    guide: Tensor,
+    guide_lr: Tensor,
+    factors: Factors,
+    *,
+    support: Support,
+    radius: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Same contract as `kernels.bilateral.reference.render`, with gradients to the signal and the factors."""
+    out = _Render.apply(signal, guide, guide_lr, *factors, support, radius, valid)
+    if valid is None:
+        return out
+    return out.masked_fill(~reached_pixels(valid, guide.shape[-2:], support, radius)[:, None], torch.nan)
+
+
+def reconstruction_l1(
+    source: Tensor,
+    guide: Tensor,
+    guide_lr: Tensor,
+    factors: Factors,
+    *,
+    support: Support,
+    radius: Tensor | None = None,
+) -> Tensor:
+    """Same contract as `kernels.bilateral.reference.reconstruction_l1`, with gradients to the factors."""
+    return _ReconstructionL1.apply(source, guide, guide_lr, *factors, support, radius)
+
+
+class _Render(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, guide: Tensor, guide_lr: Tensor, *rest: Any) -> Tensor:
+        *maps, support, radius, valid = rest
+        ctx.support, ctx.dtype = support, signal.dtype
+        ctx.save_for_backward(signal, guide, guide_lr, *maps, radius, valid)
+        out = guide.new_empty(len(guide), signal.shape[1], *guide.shape[-2:])
+        problems = _problems(signal, guide, guide_lr, Factors(*maps), support, radius, valid)
+        layout = _layout(*signal.shape[-2:], *guide.shape[-2:], support.radius)
+
+        def work(image: int, band: _Band) -> None:
+            _loops().render_tiles(problems[image], band.first_tile, band.last_tile, out[image].numpy())
+
+        _in_bands(work, len(guide), layout)
+        return out.to(signal.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        signal, guide, guide_lr, *maps, radius, valid = ctx.saved_tensors
+        factors = Factors(*maps)
+        problems = _problems(signal, guide, guide_lr, factors, ctx.support, radius, valid)
+        layout = _layout(*signal.shape[-2:], *guide.shape[-2:], ctx.support.radius)
+        gradient = d_out.float().contiguous().numpy()
+
+        def work(image: int, band: _Band) -> tuple[np.ndarray, np.ndarray]:
+            return _loops().backward_tiles(
+                problems[image], band.first_tile, band.last_tile, band.first_key, band.last_key, gradient[image]
+            )
+
+        batch, channels, rows, cols = signal.shape
+        moments = np.zeros((batch, rows, cols, 4))
+        d_signal = np.zeros((batch, rows, cols, channels), np.float32)
+        for image, band, (band_moments, band_signal) in _in_bands(work, batch, layout):
+            moments[image, band.first_key : band.last_key] += band_moments
+            d_signal[image, band.first_key : band.last_key] += band_signal
+        d_factors = _factor_gradients(factors, torch.from_numpy(moments))
+        return torch.from_numpy(d_signal).permute(0, 3, 1, 2).to(ctx.dtype), None, None, *d_factors, None, None, None
+
+
+class _ReconstructionL1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, guide: Tensor, guide_lr: Tensor, *rest: Any) -> Tensor:
+        *maps, support, radius = rest
+        factors = Factors(*maps)
+        problems = _problems(source, guide, guide_lr, factors, support, radius, None)
+        layout = _layout(*source.shape[-2:], *guide.shape[-2:], support.radius)
+
+        def work(image: int, band: _Band) -> tuple[float, np.ndarray]:
+            return _loops().fit_tiles(
+                problems[image], band.first_tile, band.last_tile, band.first_key, band.last_key
+            )
+
+        loss = torch.zeros(len(guide), dtype=torch.float64)
+        moments = np.zeros((len(guide), *source.shape[-2:], 4))
+        for image, band, (band_loss, band_moments) in _in_bands(work, len(guide), layout):
+            loss[image] += band_loss
+            moments[image, band.first_key : band.last_key] += band_moments
+        values = guide[0].numel()
+        # The gradients cost little more than the loss and come from the same weights: take both at once.
+        ctx.save_for_backward(*_factor_gradients(factors, torch.from_numpy(moments / values)))
+        return (loss / values).to(guide.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (d_loss[:, None, None] * gradient for gradient in ctx.saved_tensors)
+        return None, None, None, *gradients, None, None
+
+
+def _factor_gradients(factors: Factors, moments: Tensor) -> tuple[Tensor, ...]:
+    """From sums of d score times (dx^2, dx dy, dy^2, colour distance), (B, h, w, 4), to the gradients of the factors."""
+    xx, xy, yy, colour = moments.unbind(-1)
+    ux, uy, vx, vy, r = (lr_map.double() for lr_map in factors)
+    gradients = (
+        -2 * (ux * xx + uy * xy),
+        -2 * (ux * xy + uy * yy),
+        -2 * (vx * xx + vy * xy),
+        -2 * (vx * xy + vy * yy),
+        -colour,
+    )
+    return tuple(gradient.to(r_map.dtype) for gradient, r_map in zip(gradients, factors, strict=True))
+
+
+def _problems(
+    signal: Tensor,
+    guide: Tensor,
+    guide_lr: Tensor,
+    factors: Factors,
+    support: Support,
+    radius: Tensor | None,
+    valid: Tensor | None,
+) -> list[Any]:
+    """What the loops take, one entry an image."""
+    batch, channels, rows, cols = signal.shape
+    ux, uy, vx, vy, r = (lr_map.detach().double().flatten(1) for lr_map in factors)
+    a, b, c = ux**2 + vx**2, ux * uy + vx * vy, uy**2 + vy**2
+    smallest_eigenvalue = ((a + c) - torch.hypot(a - c, 2 * b)).clamp_min(0) / 2
+    root = math.sqrt(LOG2_E)
+    columns = (ux * root, uy * root, vx * root, vy * root, r * LOG2_E, smallest_eigenvalue * LOG2_E * (1 - 1e-6))
+    table = torch.stack([*columns, *guide_lr.double().flatten(2).unbind(1)], dim=-1).float().numpy()
+    keys = signal.detach().float().flatten(2).mT.contiguous().numpy()
+    pixels = guide.contiguous().numpy()
+    mask = np.ones((batch, rows, cols), np.bool_) if valid is None else valid.contiguous().numpy()
+    radii = np.empty((batch, 0, 0), np.int64) if radius is None else radius.contiguous().numpy()
+    layout = _layout(rows, cols, *guide.shape[-2:], support.radius)
+    return [
+        _loops().Problem(
+            guide=pixels[image],
+            table=table[image],
+            signal=keys[image],
+            valid=mask[image],
+            radius=radii[image],
+            offsets=layout.offsets,
+            max_radius=support.radius,
+            clamp=support.border == "clamp",
+            tiles=layout.tiles,
+            centres_y=layout.centres_y,
+            centres_x=layout.centres_x,
+            scale_y=guide.shape[-2] / rows,
+            scale_x=guide.shape[-1] / cols,
+        )
+        for image in range(batch)
+    ]
+
+
+class _Band(NamedTuple):
+    """Consecutive LR rows: their tiles, and the key rows that these reach."""
+
+    first_tile: int
+    last_tile: int
+    first_key: int
+    last_key: int
+
+
+class _Layout(NamedTuple):
+    tiles: np.ndarray  # (T, 6) owner row and column, top, bottom, left, right
+    bands: list[_Band]
+    offsets: np.ndarray  # (K, 3) dy, dx, squared distance
+    centres_y: np.ndarray
+    centres_x: np.ndarray
+
+
+@lru_cache(maxsize=64)
+def _layout(rows: int, cols: int, height: int, width: int, radius: int) -> _Layout:
+    """Everything that depends on sizes alone."""
+    starts_y, starts_x = owner_starts(rows, height), owner_starts(cols, width)
+    tiles: list[tuple[int, ...]] = []
+    bands: list[_Band] = []
+    rows_per_band = -(-rows // BANDS)
+    for first_row in range(0, rows, rows_per_band):
+        last_row = min(first_row + rows_per_band, rows)
+        first_tile = len(tiles)
+        for row in range(first_row, last_row):
+            for col in range(cols):
+                block = (starts_y[row], starts_y[row + 1], starts_x[col], starts_x[col + 1])
+                tiles += [(row, col, *tile) for tile in _tiles_of_block(*block)]
+        bands.append(_Band(first_tile, len(tiles), max(0, first_row - radius), min(rows, last_row + radius)))
+    offsets = disc_offsets(radius)
+    return _Layout(
+        tiles=np.array(tiles, np.int64),
+        bands=bands,
+        offsets=torch.cat([offsets, (offsets**2).sum(1, keepdim=True)], dim=1).numpy(),
+        centres_y=centres(rows, height).numpy(),
+        centres_x=centres(cols, width).numpy(),
+    )
+
+
+def _tiles_of_block(top: int, bottom: int, left: int, right: int) -> list[tuple[int, int, int, int]]:
+    """Cut the pixels of one owner into pieces of at most TILE."""
+    across = min(right - left, _loops().TILE)
+    down = max(1, _loops().TILE // across)
+    return [
+        (y, min(y + down, bottom), x, min(x + across, right))
+        for y in range(top, bottom, down)
+        for x in range(left, right, across)
+    ]
+
+
+def _in_bands(work: Callable[[int, _Band], T], batch: int, layout: _Layout) -> list[tuple[int, _Band, T]]:
+    """`work` of every band of every image, on as many threads as PyTorch uses; results in order."""
+    jobs = [(image, band) for image in range(batch) for band in layout.bands]
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) == 1:
+        return [(image, band, work(image, band)) for image, band in jobs]
+    results = _pool(os.getpid(), threads).map(lambda job: work(*job), jobs)
+    return [(image, band, result) for (image, band), result in zip(jobs, results, strict=True)]
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """One pool a process: threads do not survive a fork, so a data loader's worker makes its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="kernels-cpu")
+
+
+@cache
+def _loops() -> Any:
+    """The compiled loops, imported when first needed: Numba takes a second to import."""
+    from kernels.bilateral import _cpu_loops
+
+    return _cpu_loops
