@@ -17,37 +17,42 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 TILE = 256
 # Channels that are mixed at a time: 64 rows of a tile stay in the second-level cache beside the weights.
 CHANNELS = 64
-# A candidate this many bits below the best one of every pixel adds less than the rounding of a float32.
-CUT = np.float32(26)
-NEGLIGIBLE = np.float32(2.0**-26)
-LOWEST = np.float32(-1e30)
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+# A candidate this many bits below the sum of every pixel's weights adds less than the rounding of a float32.
+CUT = np.float32(25)
+NEGLIGIBLE = np.float32(2.0**-25)
+# Exponentials are taken relative to a reference that lies near the best score. This much above it, it is moved.
+TOO_LARGE = np.float32(2.0**60)
+LARGEST_EXPONENT = np.float32(100)
 # Beyond any weight that matters, and far from denormal numbers, which processors handle slowly.
 SMALLEST_EXPONENT = np.float32(-64)
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # 2^f on [-.5, .5] with relative error 8e-8, weighted least squares driven to equal ripples.
 E0, E1, E2, E3, E4, E5 = (
     np.float32(c) for c in (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
 )
 
-# Rows of the pixel work array; the guide's channels follow from COLOUR on.
-X, Y, RADIUS, BEST, INVERSE, MEAN, COLOUR = 0, 1, 2, 3, 4, 5, 6
-# Columns of the key table; the guide's channels on the LR grid follow from KEY_COLOUR on.
-UX, UY, VX, VY, R, EIGEN, KEY_COLOUR = 0, 1, 2, 3, 4, 5, 6
+# Rows of `pixels`; the guide's channels follow from COLOUR on, filled up with zeros to a multiple of 3. EXTRA is the part of the
+# colour distance that channels after the third add, and stays 0 without such.
+X, Y, RADIUS, REFERENCE, TOTAL, MEAN, SLOPE, SCRATCH, EXTRA, COLOUR = range(10)
+# Columns of the key table; the guide's channels on the LR grid follow from KEY_COLOUR on, likewise.
+UX, UY, VX, VY, R, EIGEN, KEY_COLOUR = range(7)
 
-# One image. guide (G, H, W); table (h w, 6 + G), see the columns above; signal (h w, C); valid (h, w); radius (H, W) or empty
-# where it is max_radius everywhere; offsets (K, 3) of dy, dx, squared distance, nearest first; tiles (T, 6) of owner row and
-# column, top, bottom, left, right; centres of the cells by axis, HR pixels.
+# One image. guide (G, H, W); table (h w, 6 + 3 ceil(G / 3)), see the columns above; signal (h w, C); valid (h, w); radius (H, W)
+# or empty where it is max_radius everywhere; offsets (K, 3) of dy, dx, squared distance, nearest first; tiles (T, 6) of owner
+# row and column, top, bottom, left, right; centres of the cells by axis, HR pixels.
 Problem = namedtuple(
     "Problem",
     "guide table signal valid radius offsets max_radius clamp tiles centres_y centres_x scale_y scale_x",
 )
-# What a tile needs; weights, distances and cells hold its live candidates after `_weigh_tile`.
-Work = namedtuple("Work", "pixels scratch box keys bias ring slots places cells scores distances weights")
+# Scratch of one thread. Listed candidates: `keys` (K, 2) row and column, `bias`, `ring`. Live candidates, after `_weigh_tile`: `cells`
+# (K, 3) row, column and flat index, `places` (K, 2) x and y relative to the owner, `distances` and `weights` (K, TILE).
+Work = namedtuple("Work", "pixels box keys bias ring slots cells places distances weights")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 
@@ -60,55 +65,102 @@ def _float_from_bits(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
+@intrinsic
+def _bits_of_float(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
 @compiled
 def exp2(x):
-    """2^x of a float32 x <= 0: polynomial for the fraction, exponent bits for the integer part."""
-    x = max(x, SMALLEST_EXPONENT)
-    whole = np.int32(x - HALF)
-    f = x - np.float32(whole)
+    """2^x of a float32 in [-64, 100]: polynomial for the fraction, exponent bits for the integer part."""
+    x = min(max(x, SMALLEST_EXPONENT), LARGEST_EXPONENT)
+    # Positive before the conversion, so that cutting off rounds to the nearest; a floor would cost more than all the rest.
+    shifted = np.int32(x - SMALLEST_EXPONENT + HALF)
+    f = x - (np.float32(shifted) + SMALLEST_EXPONENT)
     power = ((((E5 * f + E4) * f + E3) * f + E2) * f + E1) * f + E0
-    return power * _float_from_bits((whole + np.int32(127)) << np.int32(23))
+    return power * _float_from_bits((shifted + np.int32(127 - 64)) << np.int32(23))
+
+
+def make_work(channels: int, candidates: int, max_radius: int) -> Work:
+    """Scratch memory for one thread: a guide of so many channels, so many candidates, this largest radius."""
+    rows = -(-candidates // 8) * 8
+    return Work(
+        pixels=np.zeros((COLOUR + -(-channels // 3) * 3, TILE), np.float32),
+        box=np.empty((2 + channels, 2), np.float32),
+        keys=np.empty((rows, 2), np.int64),
+        bias=np.empty(rows, np.float32),
+        ring=np.empty(rows, np.float32),
+        slots=np.empty((2 * max_radius + 1) ** 2, np.int64),
+        cells=np.empty((rows, 3), np.int64),
+        places=np.empty((rows, 2), np.float32),
+        distances=np.empty((rows, TILE), np.float32),
+        weights=np.empty((rows, TILE), np.float32),
+    )
+
+
+@intrinsic
+def _borrow(typing_context: Any, array: Any) -> Any:
+    """The same array without its reference count.
+
+    Numba counts references with atomic instructions, several in every call; threads that share an array would spend more time
+    on its counter than on the arithmetic. The caller of a compiled function keeps its arguments alive anyway.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, value=arguments[0])
+        struct.meminfo = cgutils.get_null_value(struct.meminfo.type)
+        struct.parent = cgutils.get_null_value(struct.parent.type)
+        return struct._getvalue()
+
+    return array(array), generate
 
 
 @compiled
-def _make_work(problem):
-    candidates = (problem.offsets.shape[0] + 7) // 8 * 8
-    channels = problem.guide.shape[0]
-    side = 2 * problem.max_radius + 1
-    return Work(
-        np.empty((COLOUR + channels, TILE), np.float32),
-        np.empty(TILE, np.float32),
-        np.empty((2 + channels, 2), np.float32),
-        np.empty(candidates, np.int64),
-        np.empty(candidates, np.float32),
-        np.empty(candidates, np.float32),
-        np.empty(side * side, np.int64),
-        np.empty(candidates, np.int64),
-        np.empty(candidates, np.int64),
-        np.empty((candidates, TILE), np.float32),
-        np.empty((candidates, TILE), np.float32),
-        np.empty((candidates, TILE), np.float32),
+def _borrow_problem(problem):
+    return Problem(
+        _borrow(problem.guide),
+        _borrow(problem.table),
+        _borrow(problem.signal),
+        _borrow(problem.valid),
+        _borrow(problem.radius),
+        _borrow(problem.offsets),
+        problem.max_radius,
+        problem.clamp,
+        _borrow(problem.tiles),
+        _borrow(problem.centres_y),
+        _borrow(problem.centres_x),
+        problem.scale_y,
+        problem.scale_x,
     )
 
 
 @compiled
-def _load_tile(problem, work, row, col, top, bottom, left, right):
+def _borrow_work(work):
+    return Work(
+        _borrow(work.pixels),
+        _borrow(work.box),
+        _borrow(work.keys),
+        _borrow(work.bias),
+        _borrow(work.ring),
+        _borrow(work.slots),
+        _borrow(work.cells),
+        _borrow(work.places),
+        _borrow(work.distances),
+        _borrow(work.weights),
+    )
+
+
+@compiled
+def _load_tile(problem, pixels, row, col, top, bottom, left, right):
     """Position relative to the owner, squared radius and colour of every pixel; returns the smallest and largest radius."""
-    pixels = work.pixels
     p = 0
-    smallest, largest = problem.max_radius, problem.max_radius
-    if problem.radius.size > 0:
-        smallest, largest = problem.radius[top, left], problem.radius[top, left]
     for y in range(top, bottom):
         for x in range(left, right):
             pixels[X, p] = np.float32(x - problem.centres_x[col])
             pixels[Y, p] = np.float32(y - problem.centres_y[row])
-            pixels[BEST, p] = LOWEST
-            radius = problem.max_radius
-            if problem.radius.size > 0:
-                radius = problem.radius[y, x]
-                smallest, largest = min(smallest, radius), max(largest, radius)
-            pixels[RADIUS, p] = np.float32(radius * radius)
             p += 1
     for g in range(problem.guide.shape[0]):
         p = 0
@@ -116,20 +168,31 @@ def _load_tile(problem, work, row, col, top, bottom, left, right):
             for x in range(left, right):
                 pixels[COLOUR + g, p] = problem.guide[g, y, x]
                 p += 1
+    if problem.radius.size == 0:
+        return problem.max_radius, problem.max_radius
+    smallest, largest = problem.radius[top, left], problem.radius[top, left]
+    p = 0
+    for y in range(top, bottom):
+        for x in range(left, right):
+            radius = problem.radius[y, x]
+            smallest, largest = min(smallest, radius), max(largest, radius)
+            pixels[RADIUS, p] = np.float32(radius * radius)
+            p += 1
     return smallest, largest
 
 
 @compiled
 def _list_candidates(problem, work, row, col, smallest, largest):
-    """Flat index, log2 of the count, and squared distance of every candidate, nearest first; returns how many.
+    """Cell, log2 of the count, and squared distance of every candidate, nearest first; returns how many.
 
     Copies of a border cell within the smallest radius of the tile are one entry, since every pixel counts all of them; farther
     ones stay apart, because each pixel's own radius decides about them.
     """
     rows, cols = problem.valid.shape
     keys, bias, ring, slots = work.keys, work.bias, work.ring, work.slots
-    slots[:] = -1
     side = 2 * problem.max_radius + 1
+    if problem.clamp:
+        slots[:] = -1
     n = 0
     for o in range(problem.offsets.shape[0]):
         squared = problem.offsets[o, 2]
@@ -144,359 +207,391 @@ def _list_candidates(problem, work, row, col, smallest, largest):
             continue
         if not problem.valid[key_row, key_col]:
             continue
-        slot = (key_row - row + problem.max_radius) * side + key_col - col + problem.max_radius
-        if squared <= smallest * smallest and slots[slot] >= 0:
-            bias[slots[slot]] += ONE
-            continue
-        if squared <= smallest * smallest:
+        if problem.clamp and squared <= smallest * smallest:
+            slot = (key_row - row + problem.max_radius) * side + key_col - col + problem.max_radius
+            if slots[slot] >= 0:
+                bias[slots[slot]] += ONE
+                continue
             slots[slot] = n
-        keys[n] = key_row * cols + key_col
+        keys[n, 0] = key_row
+        keys[n, 1] = key_col
         bias[n] = ONE
         ring[n] = np.float32(squared)
         n += 1
     for k in range(n):
-        bias[k] = np.log2(bias[k])
+        bias[k] = np.log2(bias[k]) if bias[k] > ONE else ZERO
     return n
 
 
 @compiled
-def _smallest(values, sign, n, scratch):
-    """sign * min(sign * values), by folding halves: LLVM does not vectorise a minimum as a reduction."""
+def _smallest(pixels, row, sign, n):
+    """sign * min(sign * row), by folding halves: LLVM does not vectorise a minimum as a reduction."""
     for p in range(n):
-        scratch[p] = sign * values[p]
+        pixels[SCRATCH, p] = sign * pixels[row, p]
     while n > 8:
         half = (n + 1) // 2
         for p in range(n - half):
-            scratch[p] = min(scratch[p], scratch[p + half])
+            pixels[SCRATCH, p] = min(pixels[SCRATCH, p], pixels[SCRATCH, p + half])
         n = half
-    low = scratch[0]
+    low = pixels[SCRATCH, 0]
     for p in range(1, n):
-        low = min(low, scratch[p])
+        low = min(low, pixels[SCRATCH, p])
     return sign * low
 
 
 @compiled
-def _measure_box(work, n):
+def _measure_box(pixels, n, box):
     """Smallest and largest position and colour of the tile, for the bounds."""
-    box, pixels = work.box, work.pixels
     for i in range(2):  # positions rise along the tile
         box[i, 0] = pixels[i, 0]
         box[i, 1] = pixels[i, n - 1]
     for i in range(2, box.shape[0]):
-        box[i, 0] = _smallest(pixels[COLOUR + i - 2], ONE, n, work.scratch)
-        box[i, 1] = _smallest(pixels[COLOUR + i - 2], -ONE, n, work.scratch)
+        box[i, 0] = _smallest(pixels, COLOUR + i - 2, ONE, n)
+        box[i, 1] = _smallest(pixels, COLOUR + i - 2, -ONE, n)
 
 
 @compiled
-def _outside(value, box):
-    """Distance from a value to the interval of the box."""
-    return max(max(box[0] - value, value - box[1]), ZERO)
+def _outside(value, low, high):
+    """Distance from a value to an interval."""
+    return max(max(low - value, value - high), ZERO)
 
 
 @compiled
-def _score_bound(key, bias, dx, dy, box):
+def _score_bound(table, key, bias, dx, dy, box):
     """No pixel of the tile scores this key higher: distances to the boxes, and the weakest axis of the Gaussian."""
-    away_x, away_y = _outside(dx, box[0]), _outside(dy, box[1])
-    bound = bias - key[EIGEN] * (away_x * away_x + away_y * away_y)
+    away_x, away_y = _outside(dx, box[0, 0], box[0, 1]), _outside(dy, box[1, 0], box[1, 1])
+    bound = bias - table[key, EIGEN] * (away_x * away_x + away_y * away_y)
     for g in range(box.shape[0] - 2):
-        away = _outside(key[KEY_COLOUR + g], box[2 + g])
-        bound -= key[R] * away * away
+        away = _outside(table[key, KEY_COLOUR + g], box[2 + g, 0], box[2 + g, 1])
+        bound -= table[key, R] * away * away
     return bound
 
 
 @compiled
-def _measure_colours(pixels, n, key, distance):
-    """Squared colour distance of every pixel to the key."""
-    colour, key_colour = pixels[COLOUR], key[KEY_COLOUR]
+def _measure_extra(pixels, n, table, key):
+    """Row EXTRA: squared colour distance in the guide's channels after the third."""
     for p in range(n):
-        distance[p] = (colour[p] - key_colour) * (colour[p] - key_colour)
-    for g in range(1, key.shape[0] - KEY_COLOUR):
-        colour, key_colour = pixels[COLOUR + g], key[KEY_COLOUR + g]
+        pixels[EXTRA, p] = ZERO
+    for g in range(3, table.shape[1] - KEY_COLOUR):
+        key_colour = table[key, KEY_COLOUR + g]
         for p in range(n):
-            distance[p] += (colour[p] - key_colour) * (colour[p] - key_colour)
+            d = pixels[COLOUR + g, p] - key_colour
+            pixels[EXTRA, p] += d * d
 
 
 @compiled
-def _score_row(pixels, n, key, bias, ring, key_x, key_y, distance, score):
-    """Scores of one key, LOWEST where it lies beyond a pixel's radius; keeps the best score of every pixel."""
-    x, y, radius, best = pixels[X], pixels[Y], pixels[RADIUS], pixels[BEST]
-    ux, uy, vx, vy, r = key[UX], key[UY], key[VX], key[VY], key[R]
+def _weigh_row(pixels, n, table, key, bias, key_x, key_y, distances, weights, k):
+    """Row k: exponentials of one key's scores relative to row REFERENCE; returns their sum."""
+    ux, uy, vx, vy, r = table[key, UX], table[key, UY], table[key, VX], table[key, VY], table[key, R]
+    g0, g1, g2 = table[key, KEY_COLOUR], table[key, KEY_COLOUR + 1], table[key, KEY_COLOUR + 2]
+    together = ZERO
     for p in range(n):
-        dx = x[p] - key_x
-        dy = y[p] - key_y
+        d0 = pixels[COLOUR, p] - g0
+        d1 = pixels[COLOUR + 1, p] - g1
+        d2 = pixels[COLOUR + 2, p] - g2
+        d = pixels[EXTRA, p] + d0 * d0 + d1 * d1 + d2 * d2
+        dx = pixels[X, p] - key_x
+        dy = pixels[Y, p] - key_y
         along = ux * dx + uy * dy
         across = vx * dx + vy * dy
-        s = bias - along * along - across * across - r * distance[p]
-        s = s if ring <= radius[p] else LOWEST
-        score[p] = s
-        best[p] = max(s, best[p])
+        e = exp2(bias - along * along - across * across - r * d - pixels[REFERENCE, p])
+        distances[k, p] = d
+        weights[k, p] = e
+        together += e
+    return together
 
 
 @compiled
-def _score_tile(problem, work, count, row, col, n):
-    """Score the listed candidates that may matter; returns how many, with their places in the list in `places`."""
-    cols = problem.valid.shape[1]
-    _measure_box(work, n)
-    worst_best = LOWEST
-    kept = 0
-    for k in range(count):
-        key = problem.table[work.keys[k]]
-        key_x = np.float32((work.keys[k] % cols - col) * problem.scale_x)
-        key_y = np.float32((work.keys[k] // cols - row) * problem.scale_y)
-        if _score_bound(key, work.bias[k], key_x, key_y, work.box) < worst_best - CUT:
-            continue
-        _measure_colours(work.pixels, n, key, work.distances[kept])
-        _score_row(
-            work.pixels, n, key, work.bias[k], work.ring[k], key_x, key_y, work.distances[kept], work.scores[kept]
-        )
-        work.places[kept] = k
-        kept += 1
-        if kept >= 8 and kept & (kept - 1) == 0:  # the nearest ones decide: look again after 8, 16, 32, ...
-            worst_best = _smallest(work.pixels[BEST], ONE, n, work.scratch)
-    return kept
-
-
-@compiled
-def _softmax_tile(work, kept, n):
-    """Exponentials of the scores, with their inverse sums in row INVERSE; returns the number of live candidates.
-
-    Candidates that matter to no pixel are left out. Rows of zeros fill `weights` up to a multiple of 8. A pixel that no
-    candidate reaches has INVERSE 0: it gets no weight.
-    """
-    best, inverse = work.pixels[BEST], work.pixels[INVERSE]
-    inverse[:n] = ZERO
-    count = 0
-    for k in range(kept):
-        score = work.scores[k]
-        weight = work.weights[count]
-        together = ZERO
-        for p in range(n):
-            e = exp2(score[p] - best[p])
-            weight[p] = e
-            inverse[p] += e
-            together += e
-        if together < NEGLIGIBLE:  # the next candidate takes its row
-            continue
-        work.cells[count] = work.keys[work.places[k]]
-        work.places[count] = k
-        count += 1
-    for k in range(count, (count + 7) // 8 * 8):
-        work.weights[k, :n] = ZERO
-        work.cells[k] = work.cells[0]
+def _mask_row(pixels, n, ring, weights, k):
+    """No weight where the key lies beyond a pixel's radius; returns the sum of what is left."""
+    together = ZERO
     for p in range(n):
-        inverse[p] = ONE / inverse[p] if best[p] > LOWEST * HALF else ZERO
-    return count
+        weights[k, p] = weights[k, p] if ring <= pixels[RADIUS, p] else ZERO
+        together += weights[k, p]
+    return together
+
+
+@compiled
+def _move_reference(pixels, n, table, key, bias, key_x, key_y, distances, weights, count):
+    """Make this key's scores the reference where they are better, and scale the weights and sums so far to it."""
+    for p in range(n):
+        dx = pixels[X, p] - key_x
+        dy = pixels[Y, p] - key_y
+        along = table[key, UX] * dx + table[key, UY] * dy
+        across = table[key, VX] * dx + table[key, VY] * dy
+        score = bias - along * along - across * across - table[key, R] * distances[count, p]
+        moved = max(score, pixels[REFERENCE, p]) if count > 0 else score
+        pixels[SCRATCH, p] = exp2(pixels[REFERENCE, p] - moved) if count > 0 else ZERO
+        pixels[REFERENCE, p] = moved
+        pixels[TOTAL, p] *= pixels[SCRATCH, p]
+    for k in range(count):
+        for p in range(n):
+            weights[k, p] *= pixels[SCRATCH, p]
+
+
+@compiled
+def _add_rows(pixels, n, weights, first, last):
+    """Add rows [first, last) of the weights to row TOTAL, four at a time; their number is a multiple of 8."""
+    for k in range(first, last, 4):
+        for p in range(n):
+            pixels[TOTAL, p] += (weights[k, p] + weights[k + 1, p]) + (weights[k + 2, p] + weights[k + 3, p])
+
+
+@compiled
+def _lowest_total(pixels, n):
+    """Lower bound, over the pixels, of the log2 of the sum of weights so far, and the smallest sum relative to REFERENCE."""
+    for p in range(n):
+        exponent = (_bits_of_float(pixels[TOTAL, p]) >> np.int32(23)) - np.int32(127)
+        pixels[MEAN, p] = pixels[REFERENCE, p] + np.float32(exponent)
+    return _smallest(pixels, MEAN, ONE, n), _smallest(pixels, TOTAL, ONE, n)
 
 
 @compiled
 def _weigh_tile(problem, work, row, col, top, bottom, left, right):
-    """Everything up to the unnormalised weights; returns the number of live candidates.
+    """Everything up to the unnormalised weights, and in row TOTAL one over their sums; returns the number of live candidates.
 
-    Live candidate k has its weights in `weights[k]`, its cell in `cells[k]` and its colour distances in `distances[places[k]]`.
+    Candidates that matter to no pixel are left out. Rows of zeros fill `weights` up to a multiple of 8. A pixel that no candidate
+    reaches has TOTAL 0: it gets no weight.
     """
     n = (bottom - top) * (right - left)
-    smallest, largest = _load_tile(problem, work, row, col, top, bottom, left, right)
+    cols = problem.valid.shape[1]
+    pixels, table, weights, distances = work.pixels, problem.table, work.weights, work.distances
+    smallest, largest = _load_tile(problem, pixels, row, col, top, bottom, left, right)
     listed = _list_candidates(problem, work, row, col, smallest, largest)
-    if listed == 0:
-        work.pixels[INVERSE, :n] = ZERO
-        return 0
-    kept = _score_tile(problem, work, listed, row, col, n)
-    return _softmax_tile(work, kept, n)
+    _measure_box(pixels, n, work.box)
+    pixels[TOTAL, :n] = ZERO
+    everywhere = np.float32(smallest * smallest)
+    scale_y, scale_x = np.float32(problem.scale_y), np.float32(problem.scale_x)
+    count, added = 0, 0
+    lowest_log, lowest = np.float32(-1e30), ZERO
+    for i in range(listed):
+        key_row, key_col, bias = work.keys[i, 0], work.keys[i, 1], work.bias[i]
+        key = key_row * cols + key_col
+        key_x, key_y = np.float32(key_col - col) * scale_x, np.float32(key_row - row) * scale_y
+        if _score_bound(table, key, bias, key_x, key_y, work.box) < lowest_log - CUT:
+            continue
+        if table.shape[1] > KEY_COLOUR + 3:
+            _measure_extra(pixels, n, table, key)
+        together = _weigh_row(pixels, n, table, key, bias, key_x, key_y, distances, weights, count)
+        if count == 0 or together > TOO_LARGE:
+            _move_reference(pixels, n, table, key, bias, key_x, key_y, distances, weights, count)
+            together = _weigh_row(pixels, n, table, key, bias, key_x, key_y, distances, weights, count)
+            lowest = ZERO
+        if work.ring[i] > everywhere:
+            together = _mask_row(pixels, n, work.ring[i], weights, count)
+        if together < NEGLIGIBLE * lowest:  # the next candidate takes its row
+            continue
+        work.cells[count, 0], work.cells[count, 1], work.cells[count, 2] = key_row, key_col, key
+        work.places[count, 0], work.places[count, 1] = key_x, key_y
+        count += 1
+        if count >= 8 and count & (count - 1) == 0:  # the nearest ones decide: look after 8, 16, 32, ...
+            _add_rows(pixels, n, weights, added, count)
+            added = count
+            lowest_log, lowest = _lowest_total(pixels, n)
+    padded = (count + 7) // 8 * 8
+    for k in range(count, padded):
+        weights[k, :n] = ZERO
+        work.cells[k, 2] = work.cells[0, 2]
+    _add_rows(pixels, n, weights, added, padded)
+    for p in range(n):
+        pixels[TOTAL, p] = ONE / pixels[TOTAL, p] if pixels[TOTAL, p] > ZERO else ZERO
+    return count
 
 
 @compiled
-def _mix(work, count, signal, first, last, out, n):
+def _mix(weights, cells, count, signal, first, last, out, n):
     """out[c - first, p] = sum_k signal[cell k, c] weights[k, p] for channels [first, last), eight candidates at a time."""
-    weights, cells = work.weights, work.cells
     out[: last - first, :n] = ZERO
     for k in range(0, count, 8):
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        w4, w5, w6, w7 = weights[k + 4], weights[k + 5], weights[k + 6], weights[k + 7]
-        s0, s1, s2, s3 = signal[cells[k]], signal[cells[k + 1]], signal[cells[k + 2]], signal[cells[k + 3]]
-        s4, s5, s6, s7 = signal[cells[k + 4]], signal[cells[k + 5]], signal[cells[k + 6]], signal[cells[k + 7]]
+        k0, k1, k2, k3 = cells[k, 2], cells[k + 1, 2], cells[k + 2, 2], cells[k + 3, 2]
+        k4, k5, k6, k7 = cells[k + 4, 2], cells[k + 5, 2], cells[k + 6, 2], cells[k + 7, 2]
         for c in range(first, last):
-            row = out[c - first]
-            a0, a1, a2, a3, a4, a5, a6, a7 = s0[c], s1[c], s2[c], s3[c], s4[c], s5[c], s6[c], s7[c]
+            s0, s1, s2, s3 = signal[k0, c], signal[k1, c], signal[k2, c], signal[k3, c]
+            s4, s5, s6, s7 = signal[k4, c], signal[k5, c], signal[k6, c], signal[k7, c]
             for p in range(n):
-                near = (a0 * w0[p] + a1 * w1[p]) + (a2 * w2[p] + a3 * w3[p])
-                far = (a4 * w4[p] + a5 * w5[p]) + (a6 * w6[p] + a7 * w7[p])
-                row[p] += near + far
+                near = (s0 * weights[k, p] + s1 * weights[k + 1, p]) + (s2 * weights[k + 2, p] + s3 * weights[k + 3, p])
+                far = (s4 * weights[k + 4, p] + s5 * weights[k + 5, p]) + (s6 * weights[k + 6, p] + s7 * weights[k + 7, p])
+                out[c - first, p] += near + far
 
 
 @compiled
-def _project(values, gradient, out, n):
-    """out[p] = sum_c values[c] gradient[c, p], four channels at a time."""
-    out[:n] = ZERO
-    channels = gradient.shape[0]
-    whole = channels // 4 * 4
-    for c in range(0, whole, 4):
-        g0, g1, g2, g3 = gradient[c], gradient[c + 1], gradient[c + 2], gradient[c + 3]
-        a0, a1, a2, a3 = values[c], values[c + 1], values[c + 2], values[c + 3]
+def _project(signal, key, gradient, out, row, n):
+    """out[row, p] = sum_c signal[key, c] gradient[c, p], four channels at a time; gradient has a multiple of 4 rows."""
+    out[row, :n] = ZERO
+    for c in range(0, signal.shape[1], 4):
+        s0, s1, s2, s3 = signal[key, c], signal[key, c + 1], signal[key, c + 2], signal[key, c + 3]
         for p in range(n):
-            out[p] += (a0 * g0[p] + a1 * g1[p]) + (a2 * g2[p] + a3 * g3[p])
-    for c in range(whole, channels):
-        g0, a0 = gradient[c], values[c]
-        for p in range(n):
-            out[p] += a0 * g0[p]
+            near = s0 * gradient[c, p] + s1 * gradient[c + 1, p]
+            far = s2 * gradient[c + 2, p] + s3 * gradient[c + 3, p]
+            out[row, p] += near + far
 
 
 @compiled
-def _add_moments(problem, work, k, row, col, slope, n, moments, low):
-    """Add to the moments of live candidate k: sums over the pixels of d score times dx^2, dx dy, dy^2, colour distance.
+def _add_moments(pixels, weights, distances, k, key_row, key_col, key_x, key_y, slopes, row, n, moments):
+    """Add to the moments of a cell: sums over the pixels of d score times dx^2, dx dy, dy^2, colour distance.
 
-    `slope` is d loss / d weight times INVERSE; the softmax takes its mean (row MEAN) away. Row 0 of `moments` is key row `low`.
+    `slopes[row]` is d loss / d weight times TOTAL; the softmax takes its mean (row MEAN of `pixels`) away.
     """
-    cols = problem.valid.shape[1]
-    x, y, mean = work.pixels[X], work.pixels[Y], work.pixels[MEAN]
-    weight, distance = work.weights[k], work.distances[work.places[k]]
-    key_row, key_col = work.cells[k] // cols, work.cells[k] % cols
-    key_x = np.float32((key_col - col) * problem.scale_x)
-    key_y = np.float32((key_row - row) * problem.scale_y)
     xx, xy, yy, colour = ZERO, ZERO, ZERO, ZERO
     for p in range(n):
-        d = weight[p] * (slope[p] - mean[p])
-        dx = x[p] - key_x
-        dy = y[p] - key_y
-        xx += d * dx * dx
-        xy += d * dx * dy
-        yy += d * dy * dy
-        colour += d * distance[p]
-    moments[key_row - low, key_col, 0] += xx
-    moments[key_row - low, key_col, 1] += xy
-    moments[key_row - low, key_col, 2] += yy
-    moments[key_row - low, key_col, 3] += colour
+        d = weights[k, p] * (slopes[row, p] - pixels[MEAN, p])
+        dx = pixels[X, p] - key_x
+        dy = pixels[Y, p] - key_y
+        d_dx = d * dx
+        d_dy = d * dy
+        xx += d_dx * dx
+        xy += d_dx * dy
+        yy += d_dy * dy
+        colour += d * distances[k, p]
+    moments[key_row, key_col, 0] += xx
+    moments[key_row, key_col, 1] += xy
+    moments[key_row, key_col, 2] += yy
+    moments[key_row, key_col, 3] += colour
 
 
 @compiled
-def _store_tile(mixed, inverse, out, top, bottom, left, right):
-    """Normalise the channels of a tile and put them in their place."""
+def _add_products(weights, k, rows, d_signal, key_row, key_col, n):
+    """d_signal[key_row, key_col, c] += sum_p weights[k, p] rows[c, p], four channels at a time."""
+    for c in range(0, d_signal.shape[2], 4):
+        a0, a1, a2, a3 = ZERO, ZERO, ZERO, ZERO
+        for p in range(n):
+            w = weights[k, p]
+            a0 += w * rows[c, p]
+            a1 += w * rows[c + 1, p]
+            a2 += w * rows[c + 2, p]
+            a3 += w * rows[c + 3, p]
+        d_signal[key_row, key_col, c] += a0
+        d_signal[key_row, key_col, c + 1] += a1
+        d_signal[key_row, key_col, c + 2] += a2
+        d_signal[key_row, key_col, c + 3] += a3
+
+
+@compiled
+def _store_tile(mixed, pixels, out, first, last, top, bottom, left, right):
+    """Normalise channels [first, last) of a tile and put them in their place."""
     width = right - left
-    for c in range(out.shape[0]):
+    for c in range(first, last):
         for y in range(top, bottom):
             p = (y - top) * width
-            target, source, scale = out[c, y, left:right], mixed[c, p : p + width], inverse[p : p + width]
             for x in range(width):
-                target[x] = source[x] * scale[x]
+                out[c, y, left + x] = mixed[c - first, p + x] * pixels[TOTAL, p + x]
 
 
 @compiled
-def _load_gradient(gradient, inverse, top, bottom, left, right, rows):
-    """d loss / d out of a tile, times INVERSE; 0 where no candidate reaches, whatever the gradient holds there."""
+def _load_gradient(gradient, pixels, top, bottom, left, right, rows):
+    """d loss / d out of a tile, times TOTAL; 0 where no candidate reaches, whatever the gradient holds there."""
     width = right - left
     for c in range(gradient.shape[0]):
         for y in range(top, bottom):
             p = (y - top) * width
-            source, target, scale = gradient[c, y, left:right], rows[c, p : p + width], inverse[p : p + width]
             for x in range(width):
-                target[x] = source[x] * scale[x] if scale[x] > ZERO else ZERO
+                scale = pixels[TOTAL, p + x]
+                rows[c, p + x] = gradient[c, y, left + x] * scale if scale > ZERO else ZERO
 
 
 @compiled
-def _l1_tile(pixels, mixed, n):
-    """Sum of |render - guide|; `mixed` becomes its gradient times INVERSE, and row MEAN the mean slope times INVERSE."""
-    inverse, mean = pixels[INVERSE], pixels[MEAN]
-    mean[:n] = ZERO
+def _l1_tile(pixels, mixed, channels, n):
+    """Sum of |render - guide|; `mixed` becomes its gradient times TOTAL, and row MEAN the mean slope times TOTAL."""
+    pixels[MEAN, :n] = ZERO
     loss = ZERO
-    for c in range(mixed.shape[0]):
-        row, colour = mixed[c], pixels[COLOUR + c]
+    for c in range(channels):
         for p in range(n):
-            value = row[p] * inverse[p]
-            difference = value - colour[p]
+            total = pixels[TOTAL, p]
+            value = mixed[c, p] * total
+            difference = value - pixels[COLOUR + c, p]
             loss += abs(difference)
-            sign = ONE if difference > ZERO else (-ONE if difference < ZERO else ZERO)
-            row[p] = sign * inverse[p]
-            mean[p] += row[p] * value
+            slope = total if difference > ZERO else (-total if difference < ZERO else ZERO)
+            mixed[c, p] = slope
+            pixels[MEAN, p] += slope * value
     return loss
 
 
 @compiled
-def render_tiles(problem, first, last, out):
-    """Render tiles [first, last) into out (C, H, W); 0 where no candidate reaches."""
-    work = _make_work(problem)
-    channels = problem.signal.shape[1]
-    mixed = np.empty((min(channels, CHANNELS), TILE), np.float32)
+def render_tiles(problem, work, first, last, mixed, out):
+    """Render tiles [first, last) into out (C, H, W); 0 where no candidate reaches. `mixed` is scratch, (rows, TILE)."""
+    problem, work, mixed, out = _borrow_problem(problem), _borrow_work(work), _borrow(mixed), _borrow(out)
+    channels, block = out.shape[0], mixed.shape[0]
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]
+        n = (bottom - top) * (right - left)
         count = _weigh_tile(problem, work, row, col, top, bottom, left, right)
-        for c in range(0, channels, CHANNELS):
-            end = min(c + CHANNELS, channels)
-            _mix(work, count, problem.signal, c, end, mixed, (bottom - top) * (right - left))
-            _store_tile(mixed, work.pixels[INVERSE], out[c:end], top, bottom, left, right)
+        for c in range(0, channels, block):
+            end = min(c + block, channels)
+            _mix(work.weights, work.cells, count, problem.signal, c, end, mixed, n)
+            _store_tile(mixed, work.pixels, out, c, end, top, bottom, left, right)
 
 
 @compiled
-def fit_tiles(problem, first, last, low, high):
-    """Sum of |render - guide| over tiles [first, last), where the signal is an LR version of the guide, and its moments.
+def fit_tiles(problem, work, first, last, mixed, moments, low):
+    """Sum of |render - guide| over tiles [first, last), where the signal is an LR version of the guide.
 
-    Returns (float, (high - low, w, 4) float64), the moments of the key rows [low, high).
+    Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`. `mixed` is scratch, one row of zeros to begin with for
+    each column of the signal.
     """
-    work = _make_work(problem)
-    mixed = np.empty((problem.guide.shape[0], TILE), np.float32)
-    slope = np.empty(TILE, np.float32)
-    moments = np.zeros((high - low, problem.valid.shape[1], 4))
+    problem, work, mixed, moments = _borrow_problem(problem), _borrow_work(work), _borrow(mixed), _borrow(moments)
+    pixels, cells, places = work.pixels, work.cells, work.places
+    channels = problem.guide.shape[0]
     loss = 0.0
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]
         n = (bottom - top) * (right - left)
         count = _weigh_tile(problem, work, row, col, top, bottom, left, right)
-        _mix(work, count, problem.signal, 0, mixed.shape[0], mixed, n)
-        loss += _l1_tile(work.pixels, mixed, n)
+        _mix(work.weights, cells, count, problem.signal, 0, channels, mixed, n)
+        loss += _l1_tile(pixels, mixed, channels, n)
         for k in range(count):
-            _project(problem.signal[work.cells[k]], mixed, slope, n)
-            _add_moments(problem, work, k, row, col, slope, n, moments, low)
-    return loss, moments
+            _project(problem.signal, cells[k, 2], mixed, pixels, SLOPE, n)
+            _add_moments(
+                pixels,
+                work.weights,
+                work.distances,
+                k,
+                cells[k, 0] - low,
+                cells[k, 1],
+                places[k, 0],
+                places[k, 1],
+                pixels,
+                SLOPE,
+                n,
+                moments,
+            )
+    return loss
 
 
 @compiled
-def backward_tiles(problem, first, last, low, high, gradient):
-    """Gradients of the render over tiles [first, last), from d loss / d out (C, H, W), for the key rows [low, high).
+def backward_tiles(problem, work, first, last, gradient, rows, slopes, moments, d_signal, low):
+    """Gradients of the render over tiles [first, last), from d loss / d out (C, H, W).
 
-    Returns the moments (high - low, w, 4) float64 and the gradient of the signal (high - low, w, C) float32.
+    Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`, and to `d_signal` (the same rows, w, columns of the signal).
+    `rows` (columns, TILE), zeros to begin with, and `slopes` (K, TILE) are scratch.
     """
-    work = _make_work(problem)
-    cols, channels = problem.valid.shape[1], problem.signal.shape[1]
-    slopes = np.empty_like(work.scores)
-    rows = np.empty((channels, TILE), np.float32)
-    moments = np.zeros((high - low, cols, 4))
-    d_signal = np.zeros((high - low, cols, channels), np.float32)
+    problem, work = _borrow_problem(problem), _borrow_work(work)
+    gradient, rows, slopes = _borrow(gradient), _borrow(rows), _borrow(slopes)
+    moments, d_signal = _borrow(moments), _borrow(d_signal)
+    pixels, cells, places, weights = work.pixels, work.cells, work.places, work.weights
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]
         n = (bottom - top) * (right - left)
         count = _weigh_tile(problem, work, row, col, top, bottom, left, right)
-        _load_gradient(gradient, work.pixels[INVERSE], top, bottom, left, right, rows)
-        inverse, mean = work.pixels[INVERSE], work.pixels[MEAN]
-        mean[:n] = ZERO
+        _load_gradient(gradient, pixels, top, bottom, left, right, rows)
+        pixels[MEAN, :n] = ZERO
         for k in range(count):
-            _project(problem.signal[work.cells[k]], rows, slopes[k], n)
-            slope, weight = slopes[k], work.weights[k]
+            _project(problem.signal, cells[k, 2], rows, slopes, k, n)
             for p in range(n):
-                mean[p] += weight[p] * inverse[p] * slope[p]
+                pixels[MEAN, p] += weights[k, p] * pixels[TOTAL, p] * slopes[k, p]
         for k in range(count):
-            _add_moments(problem, work, k, row, col, slopes[k], n, moments, low)
-            key_row, key_col = work.cells[k] // cols, work.cells[k] % cols
-            _add_products(work.weights[k], rows, d_signal[key_row - low, key_col], n)
-    return moments, d_signal
-
-
-@compiled
-def _add_products(weight, rows, sums, n):
-    """sums[c] += sum_p weight[p] rows[c, p], four channels at a time."""
-    whole = rows.shape[0] // 4 * 4
-    for c in range(0, whole, 4):
-        r0, r1, r2, r3 = rows[c], rows[c + 1], rows[c + 2], rows[c + 3]
-        a0, a1, a2, a3 = ZERO, ZERO, ZERO, ZERO
-        for p in range(n):
-            a0 += weight[p] * r0[p]
-            a1 += weight[p] * r1[p]
-            a2 += weight[p] * r2[p]
-            a3 += weight[p] * r3[p]
-        sums[c] += a0
-        sums[c + 1] += a1
-        sums[c + 2] += a2
-        sums[c + 3] += a3
-    for c in range(whole, rows.shape[0]):
-        r0 = rows[c]
-        a0 = ZERO
-        for p in range(n):
-            a0 += weight[p] * r0[p]
-        sums[c] += a0
+            key_row, key_col = cells[k, 0] - low, cells[k, 1]
+            _add_moments(
+                pixels,
+                weights,
+                work.distances,
+                k,
+                key_row,
+                key_col,
+                places[k, 0],
+                places[k, 1],
+                slopes,
+                k,
+                n,
+                moments,
+            )
+            _add_products(weights, k, rows, d_signal, key_row, key_col, n)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -81,9 +82,12 @@ class _Render(torch.autograd.Function):
         layout = _layout(*signal.shape[-2:], *guide.shape[-2:], support.radius)
 
         def work(image: int, band: _Band) -> None:
-            _loops().render_tiles(problems[image], band.first_tile, band.last_tile, out[image].numpy())
+            loops, problem = _loops(), problems[image]
+            mixed = np.empty((min(loops.CHANNELS, signal.shape[1]), loops.TILE), np.float32)
+            loops.render_tiles(problem, _work(problem), band.first_tile, band.last_tile, mixed, out[image].numpy())
 
-        _in_bands(work, len(guide), layout)
+        for _ in _in_bands(work, len(guide), layout):
+            pass
         return out.to(signal.dtype)
 
     @staticmethod
@@ -91,21 +95,35 @@ class _Render(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         signal, guide, guide_lr, *maps, radius, valid = ctx.saved_tensors
         factors = Factors(*maps)
+        batch, channels, rows, cols = signal.shape
         problems = _problems(signal, guide, guide_lr, factors, ctx.support, radius, valid)
-        layout = _layout(*signal.shape[-2:], *guide.shape[-2:], ctx.support.radius)
+        layout = _layout(rows, cols, *guide.shape[-2:], ctx.support.radius)
         gradient = d_out.float().contiguous().numpy()
 
         def work(image: int, band: _Band) -> tuple[np.ndarray, np.ndarray]:
-            return _loops().backward_tiles(
-                problems[image], band.first_tile, band.last_tile, band.first_key, band.last_key, gradient[image]
+            loops, problem = _loops(), problems[image]
+            scratch = _work(problem)
+            band_moments = np.zeros((band.last_key - band.first_key, cols, 4))
+            band_signal = np.zeros((band.last_key - band.first_key, cols, problem.signal.shape[1]), np.float32)
+            loops.backward_tiles(
+                problem,
+                scratch,
+                band.first_tile,
+                band.last_tile,
+                gradient[image],
+                np.zeros((problem.signal.shape[1], loops.TILE), np.float32),
+                np.empty_like(scratch.weights),
+                band_moments,
+                band_signal,
+                band.first_key,
             )
+            return band_moments, band_signal
 
-        batch, channels, rows, cols = signal.shape
         moments = np.zeros((batch, rows, cols, 4))
         d_signal = np.zeros((batch, rows, cols, channels), np.float32)
         for image, band, (band_moments, band_signal) in _in_bands(work, batch, layout):
             moments[image, band.first_key : band.last_key] += band_moments
-            d_signal[image, band.first_key : band.last_key] += band_signal
+            d_signal[image, band.first_key : band.last_key] += band_signal[..., :channels]
         d_factors = _factor_gradients(factors, torch.from_numpy(moments))
         return torch.from_numpy(d_signal).permute(0, 3, 1, 2).to(ctx.dtype), None, None, *d_factors, None, None, None
 
@@ -119,9 +137,13 @@ class _ReconstructionL1(torch.autograd.Function):
         layout = _layout(*source.shape[-2:], *guide.shape[-2:], support.radius)
 
         def work(image: int, band: _Band) -> tuple[float, np.ndarray]:
-            return _loops().fit_tiles(
-                problems[image], band.first_tile, band.last_tile, band.first_key, band.last_key
+            loops, problem = _loops(), problems[image]
+            mixed = np.zeros((problem.signal.shape[1], loops.TILE), np.float32)
+            band_moments = np.zeros((band.last_key - band.first_key, source.shape[-1], 4))
+            band_loss = loops.fit_tiles(
+                problem, _work(problem), band.first_tile, band.last_tile, mixed, band_moments, band.first_key
             )
+            return band_loss, band_moments
 
         loss = torch.zeros(len(guide), dtype=torch.float64)
         moments = np.zeros((len(guide), *source.shape[-2:], 4))
@@ -170,8 +192,11 @@ def _problems(
     smallest_eigenvalue = ((a + c) - torch.hypot(a - c, 2 * b)).clamp_min(0) / 2
     root = math.sqrt(LOG2_E)
     columns = (ux * root, uy * root, vx * root, vy * root, r * LOG2_E, smallest_eigenvalue * LOG2_E * (1 - 1e-6))
-    table = torch.stack([*columns, *guide_lr.double().flatten(2).unbind(1)], dim=-1).float().numpy()
-    keys = signal.detach().float().flatten(2).mT.contiguous().numpy()
+    table = torch.zeros(batch, rows * cols, len(columns) + -(-guide.shape[1] // 3) * 3)
+    for i, column in enumerate((*columns, *guide_lr.flatten(2).unbind(1))):
+        table[:, :, i] = column
+    # Channels last, filled up with zeros to a multiple of 4, as the loops over channels take them.
+    keys = F.pad(signal.detach().float().flatten(2).mT, (0, -channels % 4)).contiguous().numpy()
     pixels = guide.contiguous().numpy()
     mask = np.ones((batch, rows, cols), np.bool_) if valid is None else valid.contiguous().numpy()
     radii = np.empty((batch, 0, 0), np.int64) if radius is None else radius.contiguous().numpy()
@@ -179,7 +204,7 @@ def _problems(
     return [
         _loops().Problem(
             guide=pixels[image],
-            table=table[image],
+            table=table[image].numpy(),
             signal=keys[image],
             valid=mask[image],
             radius=radii[image],
@@ -249,14 +274,19 @@ def _tiles_of_block(top: int, bottom: int, left: int, right: int) -> list[tuple[
     ]
 
 
-def _in_bands(work: Callable[[int, _Band], T], batch: int, layout: _Layout) -> list[tuple[int, _Band, T]]:
+def _work(problem: Any) -> Any:
+    return _loops().make_work(len(problem.guide), len(problem.offsets), problem.max_radius)
+
+
+def _in_bands(work: Callable[[int, _Band], T], batch: int, layout: _Layout) -> Iterator[tuple[int, _Band, T]]:
     """`work` of every band of every image, on as many threads as PyTorch uses; results in order."""
     jobs = [(image, band) for image in range(batch) for band in layout.bands]
     threads = torch.get_num_threads()
     if threads == 1 or len(jobs) == 1:
-        return [(image, band, work(image, band)) for image, band in jobs]
-    results = _pool(os.getpid(), threads).map(lambda job: work(*job), jobs)
-    return [(image, band, result) for (image, band), result in zip(jobs, results, strict=True)]
+        results: Iterator[T] = (work(image, band) for image, band in jobs)
+    else:
+        results = _pool(os.getpid(), threads).map(lambda job: work(*job), jobs)
+    return ((image, band, result) for (image, band), result in zip(jobs, results, strict=True))
 
 
 @cache
