@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,9 +18,9 @@ from ua import backends, inputs, plugins
 from ua.config import FitConfig
 from ua.config import preset as find_preset
 from ua.files import atomic_path
-from ua.gaussians import Gaussians
-from ua.parameterisations import Parameterisation
-from ua.rendering import radius_map, render, support, to_grid
+from ua.gaussians import EPS, Gaussians
+from ua.parameterisations import SMALLEST_SIGMA, Parameterisation
+from ua.rendering import cells_per_pixel, radius_map, render, support, to_grid
 
 Callback = Callable[[int, Tensor, Gaussians], None]
 
@@ -139,17 +141,35 @@ def fit(
 
 
 def _optimise(
-    kernels: Parameterisation, guide: Tensor, grid: tuple[int, int], config: FitConfig, backend: Any, callback: Callback | None
+    kernels: Parameterisation,
+    guide: Tensor,
+    grid: tuple[int, int],
+    config: FitConfig,
+    backend: ModuleType,
+    callback: Callback | None,
 ) -> Tensor:
     """Step the parameters of `kernels` in place; returns the losses, (steps, B)."""
-    parameters = list(kernels.parameters())
-    if config.steps == 0 or not parameters:
+    if config.steps == 0 or not list(kernels.parameters()):
         return guide.new_empty(0, len(guide))
     guide_lr, source = to_grid(guide, grid, config.guide_lr), to_grid(guide, grid, config.image_lr)
-    adam = torch.optim.Adam(parameters, lr=config.lr)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, config.lr_decay)
+    # A backend may have whole steps of its own for a parameterisation; autograd and torch.optim.Adam serve all others.
+    fused = getattr(backend, f"fit_{config.parameterisation}", None)
+    steps = (_fused_steps if fused else _autograd_steps)(kernels, source, guide, guide_lr, config, fused or backend)
     losses = []
-    for step in range(1, config.steps + 1):
+    for step, loss in enumerate(itertools.islice(steps, config.steps), start=1):
+        losses.append(loss)
+        if callback is not None:
+            callback(step, loss, kernels.gaussians().detach())
+    return torch.stack(losses)
+
+
+def _autograd_steps(
+    kernels: Parameterisation, source: Tensor, guide: Tensor, guide_lr: Tensor, config: FitConfig, backend: ModuleType
+) -> Iterator[Tensor]:
+    """Adam steps for any parameterisation; yields the losses before each, (B,)."""
+    adam = torch.optim.Adam(kernels.parameters(), lr=config.lr)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, config.lr_decay)
+    while True:
         radius = radius_map(kernels.gaussians(), guide, config)
         loss = backend.reconstruction_l1(
             source, guide, guide_lr, kernels.factors(), support=support(config), radius=radius
@@ -158,7 +178,29 @@ def _optimise(
         loss.sum().backward()
         adam.step()
         schedule.step()
-        losses.append(loss.detach())
-        if callback is not None:
-            callback(step, losses[-1], kernels.gaussians().detach())
-    return torch.stack(losses)
+        yield loss.detach()
+
+
+def _fused_steps(
+    kernels: Parameterisation, source: Tensor, guide: Tensor, guide_lr: Tensor, config: FitConfig, fit_fused: Callable[..., Any]
+) -> Iterator[Tensor]:
+    """The same by a backend's own loop over raw maps, which are the parameters in the order of their declaration."""
+    parameters = list(kernels.parameters())
+    raw = torch.stack([parameter.detach() for parameter in parameters])
+    losses = fit_fused(
+        source,
+        guide,
+        guide_lr,
+        raw,
+        support=support(config),
+        cells_per_pixel=cells_per_pixel(config, guide, source),
+        floor=SMALLEST_SIGMA,
+        epsilon=EPS,
+        lr=config.lr,
+        lr_decay=config.lr_decay,
+    )
+    for loss in losses:
+        with torch.no_grad():
+            for parameter, stepped in zip(parameters, raw, strict=True):
+                parameter.copy_(stepped)
+        yield loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,17 +79,25 @@ def radius_map(gaussians: Gaussians, guide: Tensor, config: FitConfig) -> Tensor
     R(p) = clamp(ceil(2 sigma_eff(p)), 1, radius), with sigma_eff the bilinearly upsampled max(sigma_x, sigma_y). The choice of
     candidates is not differentiated, as in the released code.
     """
-    if config.radius_rule == "fixed":
+    scale = cells_per_pixel(config, guide, gaussians.theta)
+    if scale == 0:
         return None
-    size, (rows, cols) = guide.shape[-2:], gaussians.theta.shape[-2:]
-    cells = 2 * sigma_eff(gaussians)
-    if config.radius_rule == "cell":
-        cells = cells / ((size[0] / rows) * (size[1] / cols)) ** 0.5
+    cells, size = scale * sigma_eff(gaussians), guide.shape[-2:]
     # A bilinear mixture of values above the threshold stays above it, so the common case costs nothing per pixel.
     if bool((cells > config.radius - 1 + 1e-3).all()):
         return None
     at_pixels = F.interpolate(cells[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     return torch.ceil(at_pixels).clamp(1, max(1, config.radius)).long()
+
+
+def cells_per_pixel(config: FitConfig, guide: Tensor, lr_map: Tensor) -> float:
+    """How many cells of radius each HR pixel of sigma gives, by `config.radius_rule`; 0 where the radius is fixed."""
+    if config.radius_rule == "fixed":
+        return 0.0
+    if config.radius_rule == "pixel":
+        return 2.0
+    (height, width), (rows, cols) = guide.shape[-2:], lr_map.shape[-2:]
+    return 2 / math.sqrt((height / rows) * (width / cols))
 
 
 def _check_gaussians(gaussians: Gaussians, shape: tuple[int, ...]) -> None:

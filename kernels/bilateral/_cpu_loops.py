@@ -10,6 +10,7 @@ Scores are in base 2: the factors come multiplied by sqrt(log2 e), the range wei
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from typing import Any
 
@@ -21,16 +22,18 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 TILE = 256
+LOG2_E = 1 / math.log(2)
 # Channels that are mixed at a time: 64 rows of a tile stay in the second-level cache beside the weights.
 CHANNELS = 64
 # A candidate this many bits below the sum of every pixel's weights adds less than the rounding of a float32.
-CUT = np.float32(25)
-NEGLIGIBLE = np.float32(2.0**-25)
+CUT = np.float32(24)
+NEGLIGIBLE = np.float32(2.0**-24)
 # Exponentials are taken relative to a reference that lies near the best score. This much above it, it is moved.
 TOO_LARGE = np.float32(2.0**60)
 LARGEST_EXPONENT = np.float32(100)
 # Beyond any weight that matters, and far from denormal numbers, which processors handle slowly.
 SMALLEST_EXPONENT = np.float32(-64)
+LOWEST = np.float32(-1e30)
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # 2^f on [-.5, .5] with relative error 8e-8, weighted least squares driven to equal ripples.
 E0, E1, E2, E3, E4, E5 = (
@@ -39,7 +42,7 @@ E0, E1, E2, E3, E4, E5 = (
 
 # Rows of `pixels`; the guide's channels follow from COLOUR on, filled up with zeros to a multiple of 3. EXTRA is the part of the
 # colour distance that channels after the third add, and stays 0 without such.
-X, Y, RADIUS, REFERENCE, TOTAL, MEAN, SLOPE, SCRATCH, EXTRA, COLOUR = range(10)
+X, Y, RADIUS, REFERENCE, TOTAL, MEAN, SCRATCH, EXTRA, COLOUR = range(9)
 # Columns of the key table; the guide's channels on the LR grid follow from KEY_COLOUR on, likewise.
 UX, UY, VX, VY, R, EIGEN, KEY_COLOUR = range(7)
 
@@ -55,6 +58,10 @@ Problem = namedtuple(
 Work = namedtuple("Work", "pixels box keys bias ring slots cells places distances weights")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+# The same, but sums stay in the order in which they are written: where reordering would lose digits.
+ordered = numba.njit(
+    nogil=True, fastmath={"nnan", "ninf", "nsz", "arcp", "contract"}, error_model="numpy", cache=True
+)
 
 
 @intrinsic
@@ -73,7 +80,7 @@ def _bits_of_float(typing_context: Any, value: Any) -> Any:
     return types.int32(types.float32), generate
 
 
-@compiled
+@ordered
 def exp2(x):
     """2^x of a float32 in [-64, 100]: polynomial for the fraction, exponent bits for the integer part."""
     x = min(max(x, SMALLEST_EXPONENT), LARGEST_EXPONENT)
@@ -169,6 +176,7 @@ def _load_tile(problem, pixels, row, col, top, bottom, left, right):
                 pixels[COLOUR + g, p] = problem.guide[g, y, x]
                 p += 1
     if problem.radius.size == 0:
+        pixels[RADIUS, :p] = np.float32(problem.max_radius * problem.max_radius)
         return problem.max_radius, problem.max_radius
     smallest, largest = problem.radius[top, left], problem.radius[top, left]
     p = 0
@@ -267,6 +275,14 @@ def _score_bound(table, key, bias, dx, dy, box):
     return bound
 
 
+@ordered
+def _score(ux, uy, vx, vy, dx, dy, r, distance, bias):
+    """log2 of the weight of a key, DESIGN section 1, from the offset and the squared colour distance to it."""
+    along = ux * dx + uy * dy
+    across = vx * dx + vy * dy
+    return bias - (along * along + across * across + r * distance)
+
+
 @compiled
 def _measure_extra(pixels, n, table, key):
     """Row EXTRA: squared colour distance in the guide's channels after the third."""
@@ -290,11 +306,8 @@ def _weigh_row(pixels, n, table, key, bias, key_x, key_y, distances, weights, k)
         d1 = pixels[COLOUR + 1, p] - g1
         d2 = pixels[COLOUR + 2, p] - g2
         d = pixels[EXTRA, p] + d0 * d0 + d1 * d1 + d2 * d2
-        dx = pixels[X, p] - key_x
-        dy = pixels[Y, p] - key_y
-        along = ux * dx + uy * dy
-        across = vx * dx + vy * dy
-        e = exp2(bias - along * along - across * across - r * d - pixels[REFERENCE, p])
+        score = _score(ux, uy, vx, vy, pixels[X, p] - key_x, pixels[Y, p] - key_y, r, d, bias)
+        e = exp2(score - pixels[REFERENCE, p])
         distances[k, p] = d
         weights[k, p] = e
         together += e
@@ -312,16 +325,17 @@ def _mask_row(pixels, n, ring, weights, k):
 
 
 @compiled
-def _move_reference(pixels, n, table, key, bias, key_x, key_y, distances, weights, count):
-    """Make this key's scores the reference where they are better, and scale the weights and sums so far to it."""
+def _move_reference(pixels, n, table, key, bias, ring, key_x, key_y, distances, weights, count):
+    """Make this key's scores the reference where they are better and count, and scale the weights and sums so far to it."""
+    ux, uy, vx, vy, r = table[key, UX], table[key, UY], table[key, VX], table[key, VY], table[key, R]
     for p in range(n):
-        dx = pixels[X, p] - key_x
-        dy = pixels[Y, p] - key_y
-        along = table[key, UX] * dx + table[key, UY] * dy
-        across = table[key, VX] * dx + table[key, VY] * dy
-        score = bias - along * along - across * across - table[key, R] * distances[count, p]
-        moved = max(score, pixels[REFERENCE, p]) if count > 0 else score
-        pixels[SCRATCH, p] = exp2(pixels[REFERENCE, p] - moved) if count > 0 else ZERO
+        score = _score(ux, uy, vx, vy, pixels[X, p] - key_x, pixels[Y, p] - key_y, r, distances[count, p], bias)
+        score = score if ring <= pixels[RADIUS, p] else LOWEST
+        moved = max(score, pixels[REFERENCE, p])
+        down = pixels[REFERENCE, p] - moved
+        # Weights may be as large as 2^60, so those of a reference 124 bits below are nothing; exp2 reaches half as far.
+        half = exp2(HALF * down)
+        pixels[SCRATCH, p] = half * half if down > np.float32(-124) else ZERO
         pixels[REFERENCE, p] = moved
         pixels[TOTAL, p] *= pixels[SCRATCH, p]
     for k in range(count):
@@ -360,12 +374,13 @@ def _weigh_tile(problem, work, row, col, top, bottom, left, right):
     listed = _list_candidates(problem, work, row, col, smallest, largest)
     _measure_box(pixels, n, work.box)
     pixels[TOTAL, :n] = ZERO
+    pixels[REFERENCE, :n] = LOWEST  # so the first candidate of a pixel moves it
     everywhere = np.float32(smallest * smallest)
     scale_y, scale_x = np.float32(problem.scale_y), np.float32(problem.scale_x)
     count, added = 0, 0
-    lowest_log, lowest = np.float32(-1e30), ZERO
+    lowest_log, lowest = LOWEST, ZERO
     for i in range(listed):
-        key_row, key_col, bias = work.keys[i, 0], work.keys[i, 1], work.bias[i]
+        key_row, key_col, bias, ring = work.keys[i, 0], work.keys[i, 1], work.bias[i], work.ring[i]
         key = key_row * cols + key_col
         key_x, key_y = np.float32(key_col - col) * scale_x, np.float32(key_row - row) * scale_y
         if _score_bound(table, key, bias, key_x, key_y, work.box) < lowest_log - CUT:
@@ -373,12 +388,14 @@ def _weigh_tile(problem, work, row, col, top, bottom, left, right):
         if table.shape[1] > KEY_COLOUR + 3:
             _measure_extra(pixels, n, table, key)
         together = _weigh_row(pixels, n, table, key, bias, key_x, key_y, distances, weights, count)
-        if count == 0 or together > TOO_LARGE:
-            _move_reference(pixels, n, table, key, bias, key_x, key_y, distances, weights, count)
+        if ring > everywhere:
+            together = _mask_row(pixels, n, ring, weights, count)
+        if together > TOO_LARGE:
+            _move_reference(pixels, n, table, key, bias, ring, key_x, key_y, distances, weights, count)
             together = _weigh_row(pixels, n, table, key, bias, key_x, key_y, distances, weights, count)
+            if ring > everywhere:
+                together = _mask_row(pixels, n, ring, weights, count)
             lowest = ZERO
-        if work.ring[i] > everywhere:
-            together = _mask_row(pixels, n, work.ring[i], weights, count)
         if together < NEGLIGIBLE * lowest:  # the next candidate takes its row
             continue
         work.cells[count, 0], work.cells[count, 1], work.cells[count, 2] = key_row, key_col, key
@@ -427,14 +444,18 @@ def _project(signal, key, gradient, out, row, n):
 
 
 @compiled
-def _add_moments(pixels, weights, distances, k, key_row, key_col, key_x, key_y, slopes, row, n, moments):
-    """Add to the moments of a cell: sums over the pixels of d score times dx^2, dx dy, dy^2, colour distance.
+def _add_moments(pixels, weights, distances, k, cells, places, low, slopes, s0, s1, s2, s3, row, n, moments):
+    """Add to the moments of a live candidate's cell: sums over the pixels of d score times dx^2, dx dy, dy^2, colour distance.
 
-    `slopes[row]` is d loss / d weight times TOTAL; the softmax takes its mean (row MEAN of `pixels`) away.
+    d loss / d weight, times TOTAL, is the sum of rows `row` to `row + 3` of `slopes` times s0 to s3; the softmax takes its mean (row
+    MEAN of `pixels`) away. Row 0 of `moments` is key row `low`.
     """
+    key_x, key_y = places[k, 0], places[k, 1]
     xx, xy, yy, colour = ZERO, ZERO, ZERO, ZERO
     for p in range(n):
-        d = weights[k, p] * (slopes[row, p] - pixels[MEAN, p])
+        near = s0 * slopes[row, p] + s1 * slopes[row + 1, p]
+        far = s2 * slopes[row + 2, p] + s3 * slopes[row + 3, p]
+        d = weights[k, p] * (near + far - pixels[MEAN, p])
         dx = pixels[X, p] - key_x
         dy = pixels[Y, p] - key_y
         d_dx = d * dx
@@ -443,6 +464,7 @@ def _add_moments(pixels, weights, distances, k, key_row, key_col, key_x, key_y, 
         xy += d_dx * dy
         yy += d_dy * dy
         colour += d * distances[k, p]
+    key_row, key_col = cells[k, 0] - low, cells[k, 1]
     moments[key_row, key_col, 0] += xx
     moments[key_row, key_col, 1] += xy
     moments[key_row, key_col, 2] += yy
@@ -529,31 +551,24 @@ def fit_tiles(problem, work, first, last, mixed, moments, low):
     each column of the signal.
     """
     problem, work, mixed, moments = _borrow_problem(problem), _borrow_work(work), _borrow(mixed), _borrow(moments)
-    pixels, cells, places = work.pixels, work.cells, work.places
-    channels = problem.guide.shape[0]
+    pixels, cells, places, weights, distances = work.pixels, work.cells, work.places, work.weights, work.distances
+    signal, channels = problem.signal, problem.guide.shape[0]
+    slopes = np.zeros((4, TILE), np.float32)
     loss = 0.0
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]
         n = (bottom - top) * (right - left)
         count = _weigh_tile(problem, work, row, col, top, bottom, left, right)
-        _mix(work.weights, cells, count, problem.signal, 0, channels, mixed, n)
+        _mix(weights, cells, count, signal, 0, channels, mixed, n)
         loss += _l1_tile(pixels, mixed, channels, n)
         for k in range(count):
-            _project(problem.signal, cells[k, 2], mixed, pixels, SLOPE, n)
-            _add_moments(
-                pixels,
-                work.weights,
-                work.distances,
-                k,
-                cells[k, 0] - low,
-                cells[k, 1],
-                places[k, 0],
-                places[k, 1],
-                pixels,
-                SLOPE,
-                n,
-                moments,
-            )
+            key = cells[k, 2]
+            if mixed.shape[0] == 4:
+                s0, s1, s2, s3 = signal[key, 0], signal[key, 1], signal[key, 2], signal[key, 3]
+                _add_moments(pixels, weights, distances, k, cells, places, low, mixed, s0, s1, s2, s3, 0, n, moments)
+            else:
+                _project(signal, key, mixed, slopes, 0, n)
+                _add_moments(pixels, weights, distances, k, cells, places, low, slopes, ONE, ZERO, ZERO, ZERO, 0, n, moments)
     return loss
 
 
@@ -562,12 +577,12 @@ def backward_tiles(problem, work, first, last, gradient, rows, slopes, moments, 
     """Gradients of the render over tiles [first, last), from d loss / d out (C, H, W).
 
     Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`, and to `d_signal` (the same rows, w, columns of the signal).
-    `rows` (columns, TILE), zeros to begin with, and `slopes` (K, TILE) are scratch.
+    `rows` (columns, TILE) and `slopes` (K + 3, TILE), zeros to begin with, are scratch.
     """
     problem, work = _borrow_problem(problem), _borrow_work(work)
     gradient, rows, slopes = _borrow(gradient), _borrow(rows), _borrow(slopes)
     moments, d_signal = _borrow(moments), _borrow(d_signal)
-    pixels, cells, places, weights = work.pixels, work.cells, work.places, work.weights
+    pixels, cells, places, weights, distances = work.pixels, work.cells, work.places, work.weights, work.distances
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]
         n = (bottom - top) * (right - left)
@@ -579,19 +594,76 @@ def backward_tiles(problem, work, first, last, gradient, rows, slopes, moments, 
             for p in range(n):
                 pixels[MEAN, p] += weights[k, p] * pixels[TOTAL, p] * slopes[k, p]
         for k in range(count):
-            key_row, key_col = cells[k, 0] - low, cells[k, 1]
-            _add_moments(
-                pixels,
-                weights,
-                work.distances,
-                k,
-                key_row,
-                key_col,
-                places[k, 0],
-                places[k, 1],
-                slopes,
-                k,
-                n,
-                moments,
-            )
-            _add_products(weights, k, rows, d_signal, key_row, key_col, n)
+            _add_moments(pixels, weights, distances, k, cells, places, low, slopes, ONE, ZERO, ZERO, ZERO, k, n, moments)
+            _add_products(weights, k, rows, d_signal, cells[k, 0] - low, cells[k, 1], n)
+
+
+@compiled
+def write_anisotropic(raw, floor, epsilon, table):
+    """Factors in base 2, range weight and smallest eigenvalue of one image from its raw maps (4, h w), into the key table.
+
+    The raw maps are log sigma_x, log sigma_y, theta with theta = pi tanh(raw), log sigma_r.
+    """
+    for q in range(raw.shape[1]):
+        sigma_x, sigma_y = max(np.exp(raw[0, q]), floor), max(np.exp(raw[1, q]), floor)
+        sigma_r, theta = max(np.exp(raw[3, q]), floor), np.pi * np.tanh(raw[2, q])
+        along, across = LOG2_E / (2 * sigma_x * sigma_x + epsilon), LOG2_E / (2 * sigma_y * sigma_y + epsilon)
+        cos, sin = np.cos(theta), np.sin(theta)
+        table[q, UX], table[q, UY] = np.sqrt(along) * cos, np.sqrt(along) * sin
+        table[q, VX], table[q, VY] = -np.sqrt(across) * sin, np.sqrt(across) * cos
+        table[q, R] = LOG2_E / (2 * sigma_r * sigma_r + epsilon)
+        table[q, EIGEN] = min(along, across) * (1 - 1e-6)
+
+
+@compiled
+def write_radius(raw, floor, cells_per_pixel, largest, cols, radius):
+    """Into (H, W): clamp(ceil(cells_per_pixel * max(sigma_x, sigma_y)), 1, largest), with the sigma bilinear between the centres."""
+    height, width = radius.shape
+    rows = raw.shape[1] // cols
+    sigma = np.empty((rows, cols), np.float32)
+    for q in range(raw.shape[1]):
+        sigma[q // cols, q % cols] = cells_per_pixel * max(np.exp(max(raw[0, q], raw[1, q])), floor)
+    line = np.empty(cols + 1, np.float32)
+    for y in range(height):
+        v = max((y + HALF) * np.float32(rows / height) - HALF, ZERO)
+        i = min(int(v), rows - 1)
+        below, down = min(i + 1, rows - 1), v - np.float32(i)
+        for j in range(cols):
+            line[j] = sigma[i, j] + down * (sigma[below, j] - sigma[i, j])
+        line[cols] = line[cols - 1]
+        for x in range(width):
+            u = max((x + HALF) * np.float32(cols / width) - HALF, ZERO)
+            j = min(np.int32(u), np.int32(cols - 1))
+            mixed = line[j] + (u - np.float32(j)) * (line[j + 1] - line[j])
+            radius[y, x] = min(max(np.ceil(mixed), ONE), np.float32(largest))
+
+
+@compiled
+def step_anisotropic(raw, moments, values, floor, epsilon, first, second, step, rate):
+    """One Adam step (betas .9 and .999, eps 1e-8, as torch.optim.Adam) of one image's raw maps (4, h w), in place.
+
+    `moments` (h w, 4) are those of `_add_moments`, summed over a loss of so many `values`. `first` and `second` (4, h w) are Adam's
+    averages; `step` counts from 1. With a = 1 / (2 sigma_x^2 + epsilon), c likewise of sigma_y, r of sigma_r, and M the matrix of the
+    moments in the rotated frame: d log sigma_x = 4 sigma_x^2 a^2 M_xx, d log sigma_y = 4 sigma_y^2 c^2 M_yy, d theta = 2 (c - a) M_xy.
+    """
+    gradient = np.empty(4)
+    correction_1, correction_2 = 1 - 0.9**step, np.sqrt(1 - 0.999**step)
+    for q in range(raw.shape[1]):
+        sigma_x, sigma_y, sigma_r = np.exp(raw[0, q]), np.exp(raw[1, q]), np.exp(raw[3, q])
+        a, c = 1 / (2 * sigma_x * sigma_x + epsilon), 1 / (2 * sigma_y * sigma_y + epsilon)
+        r = 1 / (2 * sigma_r * sigma_r + epsilon)
+        tanh = np.tanh(raw[2, q])
+        cos, sin = np.cos(np.pi * tanh), np.sin(np.pi * tanh)
+        xx, xy, yy, colour = moments[q, 0], moments[q, 1], moments[q, 2], moments[q, 3]
+        along = cos * cos * xx + 2 * cos * sin * xy + sin * sin * yy
+        across = sin * sin * xx - 2 * cos * sin * xy + cos * cos * yy
+        mixed = cos * sin * (yy - xx) + (cos * cos - sin * sin) * xy
+        gradient[0] = 4 * sigma_x * sigma_x * a * a * along if sigma_x > floor else 0
+        gradient[1] = 4 * sigma_y * sigma_y * c * c * across if sigma_y > floor else 0
+        gradient[2] = 2 * (c - a) * mixed * np.pi * (1 - tanh * tanh)
+        gradient[3] = 4 * sigma_r * sigma_r * r * r * colour if sigma_r > floor else 0
+        for i in range(4):
+            g = gradient[i] / values
+            first[i, q] = 0.9 * first[i, q] + 0.1 * g
+            second[i, q] = 0.999 * second[i, q] + 0.001 * g * g
+            raw[i, q] -= rate / correction_1 * first[i, q] / (np.sqrt(second[i, q]) / correction_2 + 1e-8)

@@ -8,6 +8,7 @@ tables and turns the moments they return into gradients: d score = -|W d|^2 - r 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.geometry import Factors, Support, centres, disc_offsets, owner_starts, reached_pixels
 
-BANDS = 16
+MOST_BANDS, PIXELS_PER_BAND = 16, 6000
 LOG2_E = 1 / math.log(2)
 T = TypeVar("T")
 
@@ -71,6 +72,60 @@ def reconstruction_l1(
     return _ReconstructionL1.apply(source, guide, guide_lr, *factors, support, radius)
 
 
+def fit_anisotropic(
+    source: Tensor,
+    guide: Tensor,
+    guide_lr: Tensor,
+    raw: Tensor,
+    *,
+    support: Support,
+    cells_per_pixel: float,
+    floor: float,
+    epsilon: float,
+    lr: float,
+    lr_decay: float,
+) -> Iterator[Tensor]:
+    """Whole fit steps without autograd, for the anisotropic parameterisation: loss, gradients and Adam in compiled code.
+
+    Args:
+        source, guide, guide_lr, support: as `reconstruction_l1`.
+        raw: (4, B, h, w) float32, stepped in place: log sigma_x, log sigma_y, theta with theta = pi tanh(raw), log sigma_r.
+        cells_per_pixel: a pixel's radius is clamp(ceil(this * max(sigma_x, sigma_y)), 1, support.radius); 0: support.radius.
+        floor, epsilon: sigmas are at least `floor`; `epsilon` is added to 2 sigma^2.
+        lr, lr_decay: of Adam; the rate after n steps is lr * lr_decay^n.
+
+    Yields:
+        without end, one for each step: the losses before it, (B,).
+    """
+    loops = _loops()
+    (batch, _, rows, cols), (height, width) = source.shape, guide.shape[-2:]
+    nothing = Factors(*torch.zeros(5, batch, rows, cols))
+    problems = _problems(source, guide, guide_lr, nothing, support, None, None)
+    layout = _layout(rows, cols, height, width, support.radius)
+    raws = raw.permute(1, 0, 2, 3).flatten(2).contiguous().numpy()  # [B, 4, h w]
+    first, second = np.zeros(raws.shape), np.zeros(raws.shape)
+    radii = np.empty((batch, height, width), np.int64)
+    values = guide[0].numel()
+    for step in itertools.count(1):
+        for image in range(batch):
+            loops.write_anisotropic(raws[image], floor, epsilon, problems[image].table)
+            # Where every cell reaches farther than the largest radius, so does every mixture of cells.
+            narrowest = max(math.exp(raws[image, :2].max(0).min()), floor)
+            if cells_per_pixel and cells_per_pixel * narrowest <= support.radius - 1 + 1e-3:
+                loops.write_radius(raws[image], floor, cells_per_pixel, max(1, support.radius), cols, radii[image])
+                problems[image] = problems[image]._replace(radius=radii[image])
+            else:
+                problems[image] = problems[image]._replace(radius=radii[image, :0])
+        losses, moments = _losses_and_moments(problems, layout)
+        rate = lr * lr_decay ** (step - 1)
+        for image in range(batch):
+            loops.step_anisotropic(
+                raws[image], moments[image].reshape(-1, 4), values, floor, epsilon, first[image], second[image], step, rate
+            )
+        raw.copy_(torch.from_numpy(raws).view(batch, 4, rows, cols).permute(1, 0, 2, 3))
+        yield torch.from_numpy(losses / values).to(guide.dtype)
+
+
 class _Render(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, signal: Tensor, guide: Tensor, guide_lr: Tensor, *rest: Any) -> Tensor:
@@ -112,7 +167,7 @@ class _Render(torch.autograd.Function):
                 band.last_tile,
                 gradient[image],
                 np.zeros((problem.signal.shape[1], loops.TILE), np.float32),
-                np.empty_like(scratch.weights),
+                np.zeros((len(scratch.weights) + 3, loops.TILE), np.float32),
                 band_moments,
                 band_signal,
                 band.first_key,
@@ -135,31 +190,36 @@ class _ReconstructionL1(torch.autograd.Function):
         factors = Factors(*maps)
         problems = _problems(source, guide, guide_lr, factors, support, radius, None)
         layout = _layout(*source.shape[-2:], *guide.shape[-2:], support.radius)
-
-        def work(image: int, band: _Band) -> tuple[float, np.ndarray]:
-            loops, problem = _loops(), problems[image]
-            mixed = np.zeros((problem.signal.shape[1], loops.TILE), np.float32)
-            band_moments = np.zeros((band.last_key - band.first_key, source.shape[-1], 4))
-            band_loss = loops.fit_tiles(
-                problem, _work(problem), band.first_tile, band.last_tile, mixed, band_moments, band.first_key
-            )
-            return band_loss, band_moments
-
-        loss = torch.zeros(len(guide), dtype=torch.float64)
-        moments = np.zeros((len(guide), *source.shape[-2:], 4))
-        for image, band, (band_loss, band_moments) in _in_bands(work, len(guide), layout):
-            loss[image] += band_loss
-            moments[image, band.first_key : band.last_key] += band_moments
+        losses, moments = _losses_and_moments(problems, layout)
         values = guide[0].numel()
         # The gradients cost little more than the loss and come from the same weights: take both at once.
         ctx.save_for_backward(*_factor_gradients(factors, torch.from_numpy(moments / values)))
-        return (loss / values).to(guide.dtype)
+        return torch.from_numpy(losses / values).to(guide.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (d_loss[:, None, None] * gradient for gradient in ctx.saved_tensors)
         return None, None, None, *gradients, None, None
+
+
+def _losses_and_moments(problems: list[Any], layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of |render - guide|, (B,), and the moments of every cell, (B, h, w, 4)."""
+    loops = _loops()
+    rows, cols = problems[0].valid.shape
+
+    def work(image: int, band: _Band) -> tuple[float, np.ndarray]:
+        problem = problems[image]
+        mixed = np.zeros((problem.signal.shape[1], loops.TILE), np.float32)
+        moments = np.zeros((band.last_key - band.first_key, cols, 4))
+        loss = loops.fit_tiles(problem, _work(problem), band.first_tile, band.last_tile, mixed, moments, band.first_key)
+        return loss, moments
+
+    losses, moments = np.zeros(len(problems)), np.zeros((len(problems), rows, cols, 4))
+    for image, band, (band_loss, band_moments) in _in_bands(work, len(problems), layout):
+        losses[image] += band_loss
+        moments[image, band.first_key : band.last_key] += band_moments
+    return losses, moments
 
 
 def _factor_gradients(factors: Factors, moments: Tensor) -> tuple[Tensor, ...]:
@@ -244,7 +304,7 @@ def _layout(rows: int, cols: int, height: int, width: int, radius: int) -> _Layo
     starts_y, starts_x = owner_starts(rows, height), owner_starts(cols, width)
     tiles: list[tuple[int, ...]] = []
     bands: list[_Band] = []
-    rows_per_band = -(-rows // BANDS)
+    rows_per_band = -(-rows // min(MOST_BANDS, max(1, height * width // PIXELS_PER_BAND)))
     for first_row in range(0, rows, rows_per_band):
         last_row = min(first_row + rows_per_band, rows)
         first_tile = len(tiles)

@@ -1,7 +1,7 @@
 """The portable backend: block matrix products in plain PyTorch, any device, gradients to everything by autograd.
 
-All pixels of one LR cell share their candidates, and a score is the product of a vector phi(p) of the pixel and a vector
-psi(q) of the candidate, so the render is block-local attention: (P x F) @ (F x K), softmax, (P x K) @ (K x C). Bands of LR
+All pixels of one LR cell share their candidates, and the spatial score is the product of a vector phi(p) of the pixel and a vector
+psi(q) of the candidate, so the render is block-local attention: (P x 6) @ (6 x K), softmax, (P x K) @ (K x C). Bands of LR
 rows are processed one after the other and recomputed in the backward pass, so memory stays linear in the image.
 """
 
@@ -111,24 +111,21 @@ def _render_band(
         blocks = hr_map[..., along_y.pixel[first:last, None, :, None], along_x.pixel[None, :, None, :]]
         return blocks.flatten(-2)
 
-    # Coordinates relative to the owner, in space and in colour: products of small numbers lose no digits.
-    owner_colour = guide_lr[:, :, first:last, :, None]
-    pixel_colour = at_pixels(guide) - owner_colour  # [B, G, R, w, P]
-    key_colour = at_keys(guide_lr) - owner_colour  # [B, G, R, w, K]
+    # Positions relative to the owner: products of small numbers lose no digits. Colours are subtracted pair by pair instead:
+    # where sigma_r is small, r |I|^2 - 2 r I g + r |g|^2 would cancel all digits that matter.
     y = along_y.offset[first:last, None, :, None]
     x = along_x.offset[None, :, None, :]
     y, x = (v.flatten(-2)[None] for v in torch.broadcast_tensors(y, x))  # [1, R, w, P]
-    phi = _stack(x * x, x * y, y * y, x, y, torch.ones_like(x), pixel_colour.square().sum(1), *pixel_colour.unbind(1))
+    phi = _stack(x * x, x * y, y * y, x, y, torch.ones_like(x))
 
     a, b, c, r = (at_keys(lr_map) for lr_map in (ux**2 + vx**2, ux * uy + vx * vy, uy**2 + vy**2, r))  # [B, R, w, K]
     mean_y = (key_y - torch.arange(first, last, device=device)[:, None, None]).to(guide.dtype) * along_y.scale
     mean_x = (key_x - torch.arange(cols, device=device)[:, None]).to(guide.dtype) * along_x.scale
-    constant = -(a * mean_x**2 + 2 * b * mean_x * mean_y + c * mean_y**2) - r * key_colour.square().sum(1)
-    psi = _stack(
-        *(-a, -2 * b, -c, 2 * (a * mean_x + b * mean_y), 2 * (b * mean_x + c * mean_y), constant, -r),
-        *(2 * r * colour for colour in key_colour.unbind(1)),
-    )
+    constant = -(a * mean_x**2 + 2 * b * mean_x * mean_y + c * mean_y**2)
+    psi = _stack(-a, -2 * b, -c, 2 * (a * mean_x + b * mean_y), 2 * (b * mean_x + c * mean_y), constant)
     score = phi @ psi.mT  # [B, R, w, P, F] @ [B, R, w, F, K] -> [B, R, w, P, K]
+    for pixel_colour, key_colour in zip(at_pixels(guide).unbind(1), at_keys(guide_lr).unbind(1), strict=True):
+        score = score - r[..., None, :] * (pixel_colour[..., None] - key_colour[..., None, :]) ** 2
 
     if radius is not None:
         candidate = candidate & ((offsets**2).sum(1) <= at_pixels(radius)[..., None] ** 2)

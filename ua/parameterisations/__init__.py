@@ -12,6 +12,10 @@ from kernels.geometry import Factors
 from ua.gaussians import Gaussians
 
 
+# As in the released code.
+SMALLEST_SIGMA = 1e-6
+
+
 class Parameterisation(nn.Module):
     """Free numbers of one batch of images.
 
@@ -39,5 +43,5 @@ def log_parameter(shape: tuple[int, ...], value: float) -> nn.Parameter:
 
 
 def positive(raw: Tensor) -> Tensor:
-    """exp(raw), at least 1e-6 as in the released code."""
-    return raw.exp().clamp_min(1e-6)
+    """exp(raw), at least SMALLEST_SIGMA."""
+    return raw.exp().clamp_min(SMALLEST_SIGMA)

@@ -1,0 +1,309 @@
+"""Pictures: signals as colours, panels, curves. Pictures are NumPy (H, W, 3) in [0, 1]; figures are
+Matplotlib's.
+
+Colours can be told apart by people who are colour-blind (Okabe and Ito, "Color universal design", 2008;
+viridis for quantities). The same input gives the same file, byte for byte. Matplotlib is imported only when a
+figure is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ua.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Picture = NDArray[np.float64]
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+    "#000000",
+)
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, BLACK)
+MISSING = (0.85, 0.85, 0.85)  # light grey: no value here
+DPI = 150
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "svg.hashsalt": "ua",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a figure with a title above and a short caption below."""
+
+    picture: Picture
+    title: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot; a single y is a horizontal line, with a marker where there is an x (a method
+    without steps)."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over one x axis; `ticks` are its labelled places, where the usual ones will not do."""
+
+    curves: Sequence[Curve]
+    title: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    ticks: Sequence[float] = ()
+
+
+def image(picture: Tensor) -> Picture:
+    """A guide (G, H, W) in [0, 1] as a picture: its first three channels, or one channel in grey."""
+    channels = picture.detach().float().cpu().clamp(0, 1)
+    channels = channels[:3] if len(channels) >= 3 else channels[:1].expand(3, -1, -1)
+    return channels.permute(1, 2, 0).double().numpy()
+
+
+def quantity(values: Tensor, low: float, high: float, colours: str = "viridis") -> Picture:
+    """A map (H, W) of one quantity between `low` and `high`, in the Matplotlib colour map `colours`; NaN is
+    grey."""
+    import matplotlib
+
+    numbers = values.detach().double().cpu().numpy()
+    share = (numbers - low) / (high - low if high > low else 1.0)
+    picture = matplotlib.colormaps[colours](np.clip(np.nan_to_num(share), 0, 1))[..., :3]
+    picture[~np.isfinite(numbers)] = MISSING
+    return picture
+
+
+def classes(labels: Tensor, colours: Picture | None = None) -> Picture:
+    """A map (H, W) of class numbers >= 0; negative ones (void) are grey.
+
+    colours: (classes, 3) in [0, 1]; None: the palette, and for more than seven classes hues that go around
+        the circle.
+    """
+    numbers = labels.detach().cpu().numpy()
+    if colours is None:
+        colours = _colours(int(numbers.max(initial=0)) + 1)
+    picture = colours[np.maximum(numbers, 0)]
+    picture[numbers < 0] = MISSING
+    return picture
+
+
+def pca(reference: Tensor, *features: Tensor) -> list[Picture]:
+    """Pictures of feature maps (C, H, W) in one shared colour space: the three main axes of `reference` (C,
+    h, w).
+
+    The first axis is the first colour channel and so on; each is stretched from the 1st to the 99th
+    percentile of the reference. The sign of an axis is fixed (its largest component is positive), so equal
+    input gives equal colours. Values that are not finite are grey.
+    """
+    points = reference.detach().double().cpu().flatten(1).T.numpy()  # (h w, C)
+    points = points[np.isfinite(points).all(1)]
+    mean = points.mean(0)
+    # The eigenvectors of the covariance: C x C, however many pixels there are.
+    _, vectors = np.linalg.eigh((points - mean).T @ (points - mean))
+    axes = vectors[:, ::-1][:, :3]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(0, keepdims=True), 0)
+    axes = axes * np.where(largest < 0, -1.0, 1.0)
+    low, high = np.percentile(points @ axes, [1, 99], axis=0)
+    pictures = []
+    for maps in features:
+        # In the dtype of the maps: a copy of a thousand channels in float64 would be the largest thing in
+        # memory.
+        weights = torch.from_numpy(axes.T.copy()).to(maps)
+        values = torch.einsum("kc,chw->hwk", weights, maps.detach()).double().cpu().numpy()
+        picture = np.full((*values.shape[:2], 3), 0.5)  # of fewer than three channels the others are grey
+        picture[..., : axes.shape[1]] = np.clip((values - low) / np.where(high > low, high - low, 1.0), 0, 1)
+        picture[~np.isfinite(values).all(-1)] = MISSING
+        pictures.append(picture)
+    return pictures
+
+
+def class_colours(labels: Tensor, count: int) -> Picture:
+    """Colours (count, 3) for `classes`: the palette goes to the classes that this map (H, W) has most of, so
+    that few classes out of many can be told apart."""
+    pixels = np.bincount(labels.detach().cpu().numpy().clip(min=0).ravel(), minlength=count)
+    rank = np.argsort(np.argsort(-pixels, kind="stable"), kind="stable")
+    return _colours(count)[rank]
+
+
+def panels(
+    rows: Sequence[Sequence[Panel | None]], *, row_titles: Sequence[str] = (), width: float = 2.2
+) -> Figure:
+    """A grid of pictures, `width` inches each; None leaves a place empty. Low-resolution pictures are shown
+    in blocks.
+
+    A title that is the same as the one above is written once.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    shown = [panel for row in rows for panel in row if panel is not None]
+    sizes = [max((panel.picture.shape[:2] for panel in row if panel), default=(1, 1)) for row in rows]
+    aspect = max(size[0] / size[1] for size in sizes)
+    height = width * aspect + (0.2 if any(panel.caption for panel in shown) else 0) + 0.1
+    with _style():
+        figure = Figure(figsize=(columns * width + 0.25, len(rows) * height + 0.25))
+        figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        titles = [""] * columns
+        for axes_row, row, size in zip(grid, rows, sizes, strict=True):
+            for place, axes in enumerate(axes_row):
+                panel = row[place] if place < len(row) else None
+                hide_title = panel is not None and panel.title == titles[place]
+                _panel(axes, panel, size, hide_title)
+                titles[place] = panel.title if panel is not None else ""
+        for axes_row, title in zip(grid, row_titles, strict=False):
+            axes_row[0].set_ylabel(title, fontsize=10)
+    return figure
+
+
+def curves(
+    plots: Sequence[Sequence[Plot]],
+    *,
+    title: str = "",
+    log_y: bool = False,
+    width: float = 2.8,
+    height: float = 2.3,
+) -> Figure:
+    """A grid of plots of `width` x `height` inches, the x axis logarithmic, with one legend below for all of
+    them.
+
+    Where an x is 0 the axis is linear from 0 to the next x, so that "0 steps" has its place.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, plots))
+    with _style():
+        figure = Figure(figsize=(width * columns, height * len(plots) + 0.7), layout="constrained")
+        grid = figure.subplots(len(plots), columns, squeeze=False)
+        handles: dict[str, Any] = {}
+        for axes_row, row in zip(grid, plots, strict=True):
+            for axes, plot in zip(axes_row, row, strict=True):
+                _plot(axes, plot, handles)
+                if log_y:
+                    axes.set_yscale("log")
+                    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        figure.suptitle(title, fontsize=11)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(8, len(handles))
+        )
+    return figure
+
+
+def baseline_styles() -> list[dict[str, Any]]:
+    """Line styles that differ in colour and in dashes."""
+    dashes: list[Any] = ["--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]
+    colours = (BLACK, VERMILION, GREEN, ORANGE, PURPLE, YELLOW)
+    return [{"color": colour, "linestyle": dash} for colour, dash in zip(colours, dashes, strict=True)]
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG or PDF, whole or not at all, without date or version in it. Makes the folder where it is
+    missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = (
+        {"Creator": None, "Producer": None, "CreationDate": None}
+        if path.suffix == ".pdf"
+        else {"Software": None}
+    )
+    with atomic_path(path) as temporary, _style():
+        figure.savefig(temporary, metadata=metadata)
+
+
+def save_picture(picture: Picture, path: str | Path) -> None:
+    """Writes a picture pixel by pixel as an 8-bit PNG, whole or not at all."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)).save(temporary)
+
+
+def _panel(axes: Axes, panel: Panel | None, size: tuple[int, int], hide_title: bool) -> None:
+    """Draws a panel stretched to `size` = (H, W), that of the largest picture in its row: cells need not be
+    square."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    if panel is not None:
+        axes.imshow(panel.picture, interpolation="nearest", extent=(0, size[1], size[0], 0))
+        axes.set_title("" if hide_title else panel.title, pad=3)
+        axes.set_xlabel(panel.caption, labelpad=2, fontsize=8)
+
+
+def _plot(axes: Axes, plot: Plot, handles: dict[str, Any]) -> None:
+    """Draws one plot; adds what its curves look like to `handles`, by name."""
+    from matplotlib.ticker import NullLocator
+
+    xs = sorted({x for curve in plot.curves for x in curve.x})
+    if xs and xs[0] > 0:
+        axes.set_xscale("log")
+    elif len(xs) > 1:
+        axes.set_xscale("symlog", linthresh=xs[1], linscale=0.3)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    for curve in plot.curves:
+        if len(curve.y) > 1:
+            (handle,) = axes.plot(curve.x, curve.y, **{"marker": "o", **curve.style})
+        else:
+            handle = axes.axhline(curve.y[0], **{"linewidth": 1.1, **curve.style})
+            if len(curve.x) == 1:
+                axes.plot(curve.x, curve.y, **{**curve.style, "marker": "D", "linestyle": "none"})
+        handles.setdefault(curve.name, handle)
+    if plot.ticks:
+        axes.set_xticks(plot.ticks)
+    axes.set_title(plot.title)
+    axes.set_xlabel(plot.x_label)
+    axes.set_ylabel(plot.y_label)
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _colours(count: int) -> Picture:
+    """(count, 3): the palette, then hues a golden angle apart."""
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    first = [to_rgb(colour) for colour in PALETTE[:7]]
+    more = [
+        hsv_to_rgb((number * 0.618034 % 1, 0.75 - 0.3 * (number % 2), 0.95 - 0.2 * (number % 3)))
+        for number in range(count - len(first))
+    ]
+    return np.array([*first, *more])[:count]
