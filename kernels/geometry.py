@@ -1,7 +1,7 @@
 """What every backend shares: where LR cells lie on the HR grid, who owns a pixel, which cells may reach it.
 
-Units: HR pixels, pixel centres at integers. With n cells over N pixels the scale is s = N / n, any real number >= 1, and
-cell i is centred at (i + .5) s - .5. The owner of a pixel is the cell with the nearest centre, floor((x + .5) / s).
+Units: HR pixels, pixel centres at integers. With n cells over N pixels the scale is s = N / n, any real number >= 1,
+and cell i is centred at (i + .5) s - .5. The owner of a pixel is the cell with the nearest centre, floor((x + .5) / s).
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+
 class Factors(NamedTuple):
     """What the operator knows of the Gaussians: a factor of each half-precision matrix, and the range weight.
 
-    score(p, q) = -(ux dx + uy dy)^2 - (vx dx + vy dy)^2 - r |guide(p) - guide_lr(q)|^2, with (dx, dy) = p - mu_q in HR pixels.
+    score(p, q) = -(ux dx + uy dy)^2 - (vx dx + vy dy)^2 - r |guide(p) - guide_lr(q)|^2, with (dx, dy) = p - mu_q in
+    HR pixels.
 
-    Each map is (B, h, w). A factor, and not the matrix itself, so that a narrow rotated Gaussian loses no digits; and not
-    angles, so that a parameterisation without angles has no saddle where the two axes are equal.
+    Each map is (B, h, w). A factor, and not the matrix itself, so that a narrow rotated Gaussian loses no digits; and
+    not angles, so that a parameterisation without angles has no saddle where the two axes are equal.
     """
 
     ux: Tensor
@@ -66,7 +68,7 @@ def disc_offsets(radius: int) -> Tensor:
 
 
 def reached_pixels(valid: Tensor, size: tuple[int, int], support: Support, radius: Tensor | None) -> Tensor:
-    """Which pixels have a valid candidate: (B, H, W) bool, from the mask `valid` (B, h, w) and a `radius` map or None."""
+    """Pixels with a valid candidate, (B, H, W) bool, from the mask `valid` (B, h, w) and a `radius` map or None."""
     rows, cols = valid.shape[-2:]
     row, col = torch.arange(rows), torch.arange(cols)
     beyond = support.radius**2 + 1

@@ -61,9 +61,7 @@ def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim not in (2, 3):
         raise TypeError("labels must be an integer torch.Tensor (H, W) or (B, H, W)")
     if labels.min() < -1 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels must be -1 to {num_classes - 1}, got {labels.min().item()} to {labels.max().item()}"
-        )
+        raise ValueError(f"labels must be -1 to {num_classes - 1}, got {labels.min().item()} to {labels.max().item()}")
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]
     return (labels.unsqueeze(-3) == classes).float(), labels >= 0
 
@@ -77,7 +75,5 @@ def _check_mask(valid: Tensor, signal: Tensor) -> Tensor:
         got = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
         raise TypeError(f"valid must be a boolean torch.Tensor, got {got}")
     if valid.shape not in (signal.shape[-2:], signal.shape[:-3] + signal.shape[-2:]):
-        raise ValueError(
-            f"valid must be (H, W) or (B, H, W) of {tuple(signal.shape)}, got {tuple(valid.shape)}"
-        )
+        raise ValueError(f"valid must be (H, W) or (B, H, W) of {tuple(signal.shape)}, got {tuple(valid.shape)}")
     return valid.to(signal.device)

@@ -78,9 +78,7 @@ def _raw(image: Tensor) -> Tensor:
     votes = _votes(lightness)
     small, large = SCALES
     means = {sigma: blur(colours, sigma) for sigma in SCALES}
-    contrasts = {
-        sigma: (blur(colours.square(), sigma) - means[sigma].square()).clamp(min=0).sqrt() for sigma in SCALES
-    }
+    contrasts = {sigma: (blur(colours.square(), sigma) - means[sigma].square()).clamp(min=0).sqrt() for sigma in SCALES}
     return torch.cat(
         [
             blur(votes, small),
@@ -91,10 +89,7 @@ def _raw(image: Tensor) -> Tensor:
             contrasts[large],
             large * blur(lightness, large, order_x=1),
             large * blur(lightness, large, order_y=1),
-            *(
-                sigma**2 * (blur(lightness, sigma, order_x=2) + blur(lightness, sigma, order_y=2))
-                for sigma in SCALES
-            ),
+            *(sigma**2 * (blur(lightness, sigma, order_x=2) + blur(lightness, sigma, order_y=2)) for sigma in SCALES),
         ],
         dim=1,
     )

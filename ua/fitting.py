@@ -49,14 +49,14 @@ class Fit:
         Raises:
             TypeError, ValueError: as `ua.render`; and a signal on another grid than the fit's.
         """
-        grid = tuple(self.gaussians.theta.shape[-2:])
+        grid = inputs.grid_of(self.gaussians.theta)
         if hasattr(signal, "shape") and tuple(signal.shape[-2:]) != grid:
             raise ValueError(f"signal must lie on the grid of the fit, {grid}, got shape {tuple(signal.shape)}")
         return render(signal, self.image, self.gaussians, valid=valid, config=self.config, backend=self.backend)
 
     def reconstruct(self) -> Tensor:
         """The image rendered from its own LR version, (B, G, H, W): what the fit makes similar to the image."""
-        grid = tuple(self.gaussians.theta.shape[-2:])
+        grid = inputs.grid_of(self.gaussians.theta)
         return self.render(to_grid(self.image, grid, self.config.image_lr))
 
     def with_gaussians(self, gaussians: Gaussians) -> Fit:
@@ -111,7 +111,8 @@ def fit(
 ) -> Fit:
     """Fit one bilateral Gaussian per cell of an LR grid so that the LR image renders to the image.
 
-    Minimises the mean absolute error of every image by Adam (arXiv 2511.16301). Images of a batch do not influence each other.
+    Minimises the mean absolute error of every image by Adam (arXiv 2511.16301). Images of a batch do not influence
+    each other.
 
     Args:
         image: tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
@@ -154,7 +155,10 @@ def _optimise(
     guide_lr, source = to_grid(guide, grid, config.guide_lr), to_grid(guide, grid, config.image_lr)
     # A backend may have whole steps of its own for a parameterisation; autograd and torch.optim.Adam serve all others.
     fused = getattr(backend, f"fit_{config.parameterisation}", None)
-    steps = (_fused_steps if fused else _autograd_steps)(kernels, source, guide, guide_lr, config, fused or backend)
+    if fused is not None:
+        steps = _fused_steps(kernels, source, guide, guide_lr, config, fused)
+    else:
+        steps = _autograd_steps(kernels, source, guide, guide_lr, config, backend)
     losses = []
     for step, loss in enumerate(itertools.islice(steps, config.steps), start=1):
         losses.append(loss)
@@ -182,7 +186,12 @@ def _autograd_steps(
 
 
 def _fused_steps(
-    kernels: Parameterisation, source: Tensor, guide: Tensor, guide_lr: Tensor, config: FitConfig, fit_fused: Callable[..., Any]
+    kernels: Parameterisation,
+    source: Tensor,
+    guide: Tensor,
+    guide_lr: Tensor,
+    config: FitConfig,
+    fit_fused: Callable[..., Any],
 ) -> Iterator[Tensor]:
     """The same by a backend's own loop over raw maps, which are the parameters in the order of their declaration."""
     parameters = list(kernels.parameters())

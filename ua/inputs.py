@@ -13,8 +13,9 @@ RANGE_SLACK = 1e-4
 
 
 def as_image(image: Any) -> Tensor:
-    """Tensor (B, G, H, W) or (G, H, W), NumPy (H, W, G) or (H, W), or PIL, float in [0, 1] or uint8 -> (B, G, H, W) float.
+    """Any accepted image -> (B, G, H, W) float.
 
+    Tensor (B, G, H, W) or (G, H, W), NumPy (H, W, G) or (H, W), or PIL; float in [0, 1] or uint8.
     float64 stays, everything else becomes float32.
 
     Raises:
@@ -65,7 +66,7 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
         raise TypeError(f"signal must be a tensor or a NumPy array, got {type(signal).__name__}")
     if not signal.is_floating_point():
         raise TypeError(
-            f"signal must be floating point, got {signal.dtype}; turn class ids into one-hot or probability channels first"
+            f"signal must be floating point, got {signal.dtype}; turn class ids into one-hot channels first"
         )
     if signal.device != guide.device:
         raise ValueError(f"signal and image must be on one device, got {signal.device} and {guide.device}")
@@ -76,7 +77,7 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
         raise ValueError(f"signal must be (B, C, h, w), (C, h, w) or (h, w) and not empty, got {shape}")
     if len(signal) != len(guide):
         raise ValueError(f"signal and image must have the same batch size, got {len(signal)} and {len(guide)}")
-    check_grid(tuple(signal.shape[-2:]), guide)
+    check_grid(grid_of(signal), guide)
     if valid is None:
         if not bool(torch.isfinite(signal.detach()).all()):
             raise ValueError("signal must be finite, got NaN or inf; mark missing cells with valid=")
@@ -117,6 +118,11 @@ def check_grid(grid: Any, guide: Tensor) -> tuple[int, int]:
     if not (1 <= rows <= height and 1 <= cols <= width):
         raise ValueError(f"grid (h, w) must be between 1 x 1 and the image's {height} x {width}, got {rows} x {cols}")
     return rows, cols
+
+
+def grid_of(lr_map: Tensor) -> tuple[int, int]:
+    """(h, w) of a tensor (..., h, w)."""
+    return lr_map.shape[-2], lr_map.shape[-1]
 
 
 def _shape(value: Any) -> str:

@@ -42,9 +42,7 @@ class Signal:
         if self.classes is None:
             return values
         if values.ndim != 3 or values.shape[0] != len(self.classes):
-            raise ValueError(
-                f"values must be ({len(self.classes)}, H, W) class maps, got {tuple(values.shape)}"
-            )
+            raise ValueError(f"values must be ({len(self.classes)}, H, W) class maps, got {tuple(values.shape)}")
         return torch.tensor(self.classes, device=values.device)[values.argmax(0)]
 
 
@@ -67,9 +65,7 @@ def load_image(path: str | Path) -> Tensor:
     elif image.mode in ("I", "F"):
         raise ValueError(f"{path}: must have 8 or 16 bits a channel, got 32 (mode {image.mode})")
     else:
-        pixels = (
-            np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")).astype(np.float32) / 255
-        )
+        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")).astype(np.float32) / 255
     return torch.from_numpy(np.atleast_3d(pixels)).movedim(-1, 0).contiguous()
 
 
@@ -99,9 +95,7 @@ def load_signal(path: str | Path, kind: str | None = None) -> Signal:
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.numel() == 0:
-        raise ValueError(
-            f"{path}: must hold (C, h, w), (1, C, h, w) or (h, w), not empty, got {tuple(values.shape)}"
-        )
+        raise ValueError(f"{path}: must hold (C, h, w), (1, C, h, w) or (h, w), not empty, got {tuple(values.shape)}")
     if values.is_complex():
         raise ValueError(f"{path}: must hold real numbers, got {dtype}")
     kind = kind or _guess_kind(values, dtype)
@@ -112,9 +106,7 @@ def load_signal(path: str | Path, kind: str | None = None) -> Signal:
     values = values.float()
     if not values.isfinite().all():
         bad = (~values.isfinite()).sum().item()
-        raise ValueError(
-            f"{path}: {kind} must be finite in float32, got {bad} values that are NaN or infinite"
-        )
+        raise ValueError(f"{path}: {kind} must be finite in float32, got {bad} values that are NaN or infinite")
     if kind == "probabilities" and not _is_distribution(values):
         raise ValueError(f"{path}: probabilities must lie in [0, 1] and sum to 1 over the channels")
     return Signal(values, None, kind, dtype=dtype)
@@ -173,13 +165,9 @@ def _read_torch(path: Path) -> _Read:
     except Exception as error:  # as above; weights_only refuses every object that is not plain data
         raise _broken(path, "a PyTorch file of plain tensors", error) from error
     if isinstance(loaded, dict):
-        loaded = _only(
-            path, {key: item for key, item in loaded.items() if isinstance(item, Tensor)}, "tensor"
-        )
+        loaded = _only(path, {key: item for key, item in loaded.items() if isinstance(item, Tensor)}, "tensor")
     if not isinstance(loaded, Tensor):
-        raise ValueError(
-            f"{path}: must hold a tensor or a dict with exactly one, got {type(loaded).__name__}"
-        )
+        raise ValueError(f"{path}: must hold a tensor or a dict with exactly one, got {type(loaded).__name__}")
     return _from_tensor(path, loaded)
 
 
@@ -225,9 +213,7 @@ _READERS: dict[str, Callable[[Path], _Read]] = {
 def _from_numpy(array: Any) -> Tensor:
     import numpy as np
 
-    if (
-        array.dtype.kind == "u" and array.dtype.itemsize > 1
-    ):  # PyTorch hardly computes with wide unsigned integers
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # PyTorch hardly computes with wide unsigned integers
         array = array.astype(np.int64)
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
@@ -258,9 +244,7 @@ def _labels(path: Path, values: Tensor, dtype: str, palette: tuple[int, ...] | N
         raise ValueError(f"{path}: labels must be integers (h, w), got {dtype} {tuple(values.shape)}")
     classes, index = torch.unique(values[0].long(), return_inverse=True)
     if len(classes) > MAX_CLASSES:
-        raise ValueError(
-            f"{path}: labels must be at most {MAX_CLASSES} different numbers, got {len(classes)}"
-        )
+        raise ValueError(f"{path}: labels must be at most {MAX_CLASSES} different numbers, got {len(classes)}")
     maps = one_hot(index, len(classes))[0]
     return Signal(maps, None, "labels", tuple(classes.tolist()), palette, dtype)
 
@@ -365,6 +349,4 @@ def _only(path: Path, found: dict[Any, Any], what: str) -> Any:
 
 
 def _broken(path: Path, accepted: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path}: must be {accepted}, and cannot be read as one ({type(error).__name__}: {error})"
-    )
+    return ValueError(f"{path}: must be {accepted}, and cannot be read as one ({type(error).__name__}: {error})")

@@ -49,9 +49,7 @@ def ssim(prediction: Tensor, truth: Tensor, data_range: float = 1.0) -> float:
         structural_similarity(
             a, b, data_range=data_range, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        for a, b in zip(
-            predicted.reshape(planes).cpu().numpy(), true.reshape(planes).cpu().numpy(), strict=True
-        )
+        for a, b in zip(predicted.reshape(planes).cpu().numpy(), true.reshape(planes).cpu().numpy(), strict=True)
     ]
     return float(sum(values) / len(values))
 
@@ -65,9 +63,7 @@ def depth_rmse(prediction: Tensor, truth: Tensor, valid: Tensor | None = None) -
     return (predicted - true).square().mean().sqrt().item()
 
 
-def depth_delta1(
-    prediction: Tensor, truth: Tensor, valid: Tensor | None = None, threshold: float = 1.25
-) -> float:
+def depth_delta1(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, threshold: float = 1.25) -> float:
     """Share of pixels in [0, 1] with `max(prediction / truth, truth / prediction) < threshold`.
 
     A prediction that is not positive counts as wrong. The ratio depends on where zero lies, so the truth
@@ -121,9 +117,7 @@ def pixel_accuracy(prediction: Tensor, truth: Tensor, num_classes: int, ignore: 
     return (prediction[known] == truth[known]).double().mean().item()
 
 
-def boundary_miou(
-    prediction: Tensor, truth: Tensor, num_classes: int, width: int = 5, ignore: int = -1
-) -> float:
+def boundary_miou(prediction: Tensor, truth: Tensor, num_classes: int, width: int = 5, ignore: int = -1) -> float:
     """Mean IoU over the pixels within `width` pixels of a true boundary (`boundary_band`), in [0, 1].
 
     NaN where the truth has no boundary. Source: the trimap experiment of Kohli et al., "Robust higher order
@@ -196,9 +190,7 @@ def _mask(valid: Tensor | None, truth: Tensor) -> Tensor:
         raise TypeError(f"valid must be a boolean torch.Tensor, got {got}")
     batch = truth.shape[:-3]
     if valid.shape not in (truth.shape[-2:], batch + truth.shape[-2:]):
-        raise ValueError(
-            f"valid must be (H, W) or (B, H, W) of a truth {tuple(truth.shape)}, got {tuple(valid.shape)}"
-        )
+        raise ValueError(f"valid must be (H, W) or (B, H, W) of a truth {tuple(truth.shape)}, got {tuple(valid.shape)}")
     return valid.unsqueeze(-3).expand(truth.shape)
 
 

@@ -159,9 +159,7 @@ def class_colours(labels: Tensor, count: int) -> Picture:
     return _colours(count)[rank]
 
 
-def panels(
-    rows: Sequence[Sequence[Panel | None]], *, row_titles: Sequence[str] = (), width: float = 2.2
-) -> Figure:
+def panels(rows: Sequence[Sequence[Panel | None]], *, row_titles: Sequence[str] = (), width: float = 2.2) -> Figure:
     """A grid of pictures, `width` inches each; None leaves a place empty. Low-resolution pictures are shown
     in blocks.
 
@@ -217,9 +215,7 @@ def curves(
                     axes.set_yscale("log")
                     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         figure.suptitle(title, fontsize=11)
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(8, len(handles))
-        )
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(8, len(handles)))
     return figure
 
 
@@ -236,9 +232,7 @@ def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = (
-        {"Creator": None, "Producer": None, "CreationDate": None}
-        if path.suffix == ".pdf"
-        else {"Software": None}
+        {"Creator": None, "Producer": None, "CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
     )
     with atomic_path(path) as temporary, _style():
         figure.savefig(temporary, metadata=metadata)

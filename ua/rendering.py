@@ -26,16 +26,17 @@ def render(
 ) -> Tensor:
     """Mix an LR `signal` up to the grid of `image`: out(p) = sum_q softmax_q(score(p, q)) signal(q).
 
-    score(p, q) = - x'^2 / 2 sigma_x^2 - y'^2 / 2 sigma_y^2 - |I(p) - I_lr(q)|^2 / 2 sigma_r^2 (arXiv 2511.16301; DESIGN section 1).
-    Differentiable with respect to the signal and the four maps (and the image, with the backends `torch` and `reference`).
+    score(p, q) = - x'^2 / 2 sigma_x^2 - y'^2 / 2 sigma_y^2 - |I(p) - I_lr(q)|^2 / 2 sigma_r^2 (arXiv 2511.16301;
+    DESIGN section 1). Differentiable with respect to the signal and the four maps (and the image, with the backends
+    `torch` and `reference`).
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
         image: the guide; tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
         gaussians: four maps (B, h, w); sigma_x, sigma_y in HR pixels, theta in radians, sigma_r in guide units.
         valid: bool (B, h, w) or (h, w); cells marked False get no weight. A pixel without any valid candidate is NaN.
-        config: candidates and guide (`radius`, `radius_rule`, `border`, `guide_lr`); None: those of the preset "default".
-        backend: "auto", "reference", "torch" or "cpu".
+        config: candidates and guide (`radius`, `radius_rule`, `border`, `guide_lr`); None: those of the preset
+        "default". backend: "auto", "reference", "torch" or "cpu".
 
     Returns:
         (B, C, H, W) in the signal's dtype, on its device.
@@ -45,7 +46,7 @@ def render(
     """
     guide = inputs.as_image(image)
     values, mask = inputs.as_signal(signal, valid, guide)
-    grid = values.shape[-2:]
+    grid = inputs.grid_of(values)
     _check_gaussians(gaussians, (len(guide), *grid))
     config = config or preset("default")
     maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
@@ -62,7 +63,7 @@ def render(
 
 
 def to_grid(guide: Tensor, grid: tuple[int, int], how: str) -> Tensor:
-    """The guide (B, G, H, W) on the LR grid, (B, G, h, w): "bilinear" or "bicubic" without antialias, or "area" mean."""
+    """The guide (B, G, H, W) on the LR grid, (B, G, h, w): "bilinear", "bicubic" (no antialias) or "area" mean."""
     if how == "area":
         return degrade.area(guide, grid)[0]
     return F.interpolate(guide, grid, mode=how, align_corners=False)
@@ -76,8 +77,8 @@ def support(config: FitConfig) -> Support:
 def radius_map(gaussians: Gaussians, guide: Tensor, config: FitConfig) -> Tensor | None:
     """Radius of every pixel's disc in cells, (B, H, W) int64, or None where it is `config.radius` everywhere.
 
-    R(p) = clamp(ceil(2 sigma_eff(p)), 1, radius), with sigma_eff the bilinearly upsampled max(sigma_x, sigma_y). The choice of
-    candidates is not differentiated, as in the released code.
+    R(p) = clamp(ceil(2 sigma_eff(p)), 1, radius), with sigma_eff the bilinearly upsampled max(sigma_x, sigma_y). The
+    choice of candidates is not differentiated, as in the released code.
     """
     scale = cells_per_pixel(config, guide, gaussians.theta)
     if scale == 0:

@@ -53,9 +53,7 @@ def main() -> None:
         print(listing())
         return
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # Hydra then raises instead of printing, and `explain` finds better words
-    )
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and `explain` finds better words
     register_presets()
     try:
         sys.argv[1:] = hydra_arguments(arguments)
@@ -88,9 +86,7 @@ def register_presets() -> None:
     alone."""
     for name in ua.PRESETS:
         node = OmegaConf.structured(ua.preset(name))
-        OmegaConf.set_readonly(
-            node, False
-        )  # a frozen dataclass comes read-only, and then nothing can override it
+        OmegaConf.set_readonly(node, False)  # a frozen dataclass comes read-only, and then nothing can override it
         ConfigStore.instance().store(group="fit", name=name, node=node)
 
 
@@ -108,9 +104,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("resume="):
             folder = argument.removeprefix("resume=").strip("'\"")
             if not (Path(folder) / record).is_file():
-                raise FileNotFoundError(
-                    f"resume={folder}: no run to go on with, there is no {record} in that folder"
-                )
+                raise FileNotFoundError(f"resume={folder}: no run to go on with, there is no {record} in that folder")
             quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
             argument = f"{key}='{quoted}'"
         if argument not in ("-m", "--multirun"):
@@ -184,9 +178,7 @@ def _keys(arguments: Sequence[str]) -> list[str]:
     own.add_argument("--config-dir", "-cd")
     folder = own.parse_known_args(arguments)[0].config_dir
     search = [f"hydra.searchpath=['file://{Path(folder).resolve()}']"] if folder else []
-    groups = {
-        path.parent.name for root in (CONFIGS, Path(folder or CONFIGS)) for path in root.glob("*/*.yaml")
-    }
+    groups = {path.parent.name for root in (CONFIGS, Path(folder or CONFIGS)) for path in root.glob("*/*.yaml")}
     chosen = [argument for argument in arguments if argument.split("=")[0] in groups and "," not in argument]
     with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         config = hydra.compose(config_name="config", overrides=[*search, *chosen])

@@ -54,8 +54,7 @@ def markdown(
         lines.append(f"| {' | '.join(padded)} |")
         if number == 0:
             rules = [
-                "-" * (width - 1) + (":" if aligned else "-")
-                for width, aligned in zip(widths, right, strict=True)
+                "-" * (width - 1) + (":" if aligned else "-") for width, aligned in zip(widths, right, strict=True)
             ]
             lines.append(f"| {' | '.join(rules)} |")
     return "\n".join(lines) + "\n"
@@ -72,10 +71,7 @@ def latex(
     """The same table as a LaTeX float; needs the booktabs package. Arguments as for `markdown`."""
     names, cells, bold = _cells(rows, formats or {}, best or {})
     text = [
-        [
-            rf"\textbf{{{_escape(cell)}}}" if strong else _escape(cell)
-            for cell, strong in zip(*pair, strict=True)
-        ]
+        [rf"\textbf{{{_escape(cell)}}}" if strong else _escape(cell) for cell, strong in zip(*pair, strict=True)]
         for pair in zip(cells, bold, strict=True)
     ]
     alignment = "".join("r" if right else "l" for right in _numeric(rows, names))
@@ -138,9 +134,7 @@ def _is_number(value: Any) -> bool:
 
 def _numeric(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[bool]:
     """Columns whose values are all numbers or missing: they are aligned to the right."""
-    return [
-        all(row.get(name) is None or isinstance(row[name], int | float) for row in rows) for name in names
-    ]
+    return [all(row.get(name) is None or isinstance(row[name], int | float) for row in rows) for name in names]
 
 
 def _escape(text: str) -> str:

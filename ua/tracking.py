@@ -108,9 +108,7 @@ class Tracker:
         self.folder.mkdir(parents=True, exist_ok=True)
         _keep_config(self.folder / "config.yaml", config)
         seed_everything(seed)
-        _keep_environment(
-            self.folder / "environment.json", {"command": command, "seed": seed, **environment()}
-        )
+        _keep_environment(self.folder / "environment.json", {"command": command, "seed": seed, **environment()})
         self._csv = self.folder / "metrics.csv"
         self._labels, self._values, rows = _read_csv(self._csv)
         self._rows = {_key(row): row for row in rows}
@@ -134,9 +132,7 @@ class Tracker:
         """All rows: labels, "step" (None where there is none), then the measured values."""
         return list(self._rows.values())
 
-    def log(
-        self, values: Mapping[str, float], *, step: int | None = None, **labels: str | int | float
-    ) -> Row:
+    def log(self, values: Mapping[str, float], *, step: int | None = None, **labels: str | int | float) -> Row:
         """Adds a row and returns it: `labels` and `step` say what was measured, `values` are the
         measurements.
 
@@ -145,9 +141,7 @@ class Tracker:
         """
         row: Row = {**labels, "step": step, **values}
         if (key := _key(row)) in self._rows:
-            raise ValueError(
-                f"metrics.csv has a row of {labels} at step {step} already; ask `find` before measuring"
-            )
+            raise ValueError(f"metrics.csv has a row of {labels} at step {step} already; ask `find` before measuring")
         self._rows[key] = row
         new_labels = [name for name in labels if name not in self._labels]
         new_values = [name for name in values if name not in self._values]
@@ -239,9 +233,7 @@ class _Wandb:
         if prefix not in self._axes:
             self._axes.add(prefix)
             self._run.define_metric(f"{prefix}/*", step_metric="step")
-        numbers = {
-            f"{prefix}/{name}": row[name] for name in names[len(labels) + 1 :] if row[name] is not None
-        }
+        numbers = {f"{prefix}/{name}": row[name] for name in names[len(labels) + 1 :] if row[name] is not None}
         self._run.log(numbers if row["step"] is None else {**numbers, "step": row["step"]})
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -341,9 +333,7 @@ def _keep_config(path: Path, config: Mapping[str, Any]) -> None:
     absent = "(absent)"
     if changed := [name for name in {**old, **new} if old.get(name, absent) != new.get(name, absent)]:
         changes = ", ".join(f"{name}: {old.get(name, absent)} -> {new.get(name, absent)}" for name in changed)
-        raise ValueError(
-            f"{path.parent} holds a run of another configuration ({changes}); choose another folder"
-        )
+        raise ValueError(f"{path.parent} holds a run of another configuration ({changes}); choose another folder")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -394,11 +384,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[str], list[Row]]:
     split = columns.index("step")
     rows = []
     for line in lines[1:]:
-        cells = {
-            name: _number(cell)
-            for name, cell in zip(columns, line, strict=True)
-            if cell != "" or name == "step"
-        }
+        cells = {name: _number(cell) for name, cell in zip(columns, line, strict=True) if cell != "" or name == "step"}
         rows.append(cells)
     return columns[:split], columns[split + 1 :], rows
 
@@ -430,9 +416,7 @@ def _commit() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True
-            )
+            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
@@ -449,9 +433,7 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _wandb_key() -> bool:

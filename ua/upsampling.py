@@ -37,7 +37,7 @@ def upsample(
     """
     guide = inputs.as_image(image)
     values, mask = inputs.as_signal(signal, valid, guide)  # before the fit: a bad signal should not cost one
-    fitted = fit(guide, tuple(values.shape[-2:]), preset=preset, backend=backend, **overrides)
+    fitted = fit(guide, inputs.grid_of(values), preset=preset, backend=backend, **overrides)
     return fitted.render(values, mask)
 
 

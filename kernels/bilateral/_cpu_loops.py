@@ -1,9 +1,10 @@
 """The loops of the `cpu` backend, compiled by Numba: tiles of pixels that share one owner cell.
 
-A tile holds up to TILE pixels, and a row of a work array one value for each of them, so every inner loop runs over `p` with
-unit stride and vectorises. For each tile: list the candidate cells (copies of a clamped border cell once, with the logarithm
-of their number), score them nearest first, leave out those that cannot matter, take the softmax, mix. Backward passes start
-from the same weights again, so nothing of the size of pixels times candidates outlives a tile.
+A tile holds up to TILE pixels, and a row of a work array one value for each of them, so every inner loop runs over
+`p` with unit stride and vectorises. For each tile: list the candidate cells (copies of a clamped border cell once,
+with the logarithm of their number), score them nearest first, leave out those that cannot matter, take the softmax,
+mix. Backward passes start from the same weights again, so nothing of the size of pixels times candidates outlives a
+tile.
 
 Scores are in base 2: the factors come multiplied by sqrt(log2 e), the range weight by log2 e.
 """
@@ -40,28 +41,27 @@ E0, E1, E2, E3, E4, E5 = (
     np.float32(c) for c in (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
 )
 
-# Rows of `pixels`; the guide's channels follow from COLOUR on, filled up with zeros to a multiple of 3. EXTRA is the part of the
-# colour distance that channels after the third add, and stays 0 without such.
+# Rows of `pixels`; the guide's channels follow from COLOUR on, filled up with zeros to a multiple of 3. EXTRA is the
+# part of the colour distance that channels after the third add, and stays 0 without such.
 X, Y, RADIUS, REFERENCE, TOTAL, MEAN, SCRATCH, EXTRA, COLOUR = range(9)
 # Columns of the key table; the guide's channels on the LR grid follow from KEY_COLOUR on, likewise.
 UX, UY, VX, VY, R, EIGEN, KEY_COLOUR = range(7)
 
-# One image. guide (G, H, W); table (h w, 6 + 3 ceil(G / 3)), see the columns above; signal (h w, C); valid (h, w); radius (H, W)
-# or empty where it is max_radius everywhere; offsets (K, 3) of dy, dx, squared distance, nearest first; tiles (T, 6) of owner
-# row and column, top, bottom, left, right; centres of the cells by axis, HR pixels.
+# One image. guide (G, H, W); table (h w, 6 + 3 ceil(G / 3)), see the columns above; signal (h w, C); valid (h, w);
+# radius (H, W) or empty where it is max_radius everywhere; offsets (K, 3) of dy, dx, squared distance, nearest first;
+# tiles (T, 6) of owner row and column, top, bottom, left, right; centres of the cells by axis, HR pixels.
 Problem = namedtuple(
     "Problem",
     "guide table signal valid radius offsets max_radius clamp tiles centres_y centres_x scale_y scale_x",
 )
-# Scratch of one thread. Listed candidates: `keys` (K, 2) row and column, `bias`, `ring`. Live candidates, after `_weigh_tile`: `cells`
-# (K, 3) row, column and flat index, `places` (K, 2) x and y relative to the owner, `distances` and `weights` (K, TILE).
+# Scratch of one thread. Listed candidates: `keys` (K, 2) row and column, `bias`, `ring`. Live candidates, after
+# `_weigh_tile`: `cells` (K, 3) row, column and flat index, `places` (K, 2) x and y relative to the owner, `distances`
+# and `weights` (K, TILE).
 Work = namedtuple("Work", "pixels box keys bias ring slots cells places distances weights")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 # The same, but sums stay in the order in which they are written: where reordering would lose digits.
-ordered = numba.njit(
-    nogil=True, fastmath={"nnan", "ninf", "nsz", "arcp", "contract"}, error_model="numpy", cache=True
-)
+ordered = numba.njit(nogil=True, fastmath={"nnan", "ninf", "nsz", "arcp", "contract"}, error_model="numpy", cache=True)
 
 
 @intrinsic
@@ -84,7 +84,8 @@ def _bits_of_float(typing_context: Any, value: Any) -> Any:
 def exp2(x):
     """2^x of a float32 in [-64, 100]: polynomial for the fraction, exponent bits for the integer part."""
     x = min(max(x, SMALLEST_EXPONENT), LARGEST_EXPONENT)
-    # Positive before the conversion, so that cutting off rounds to the nearest; a floor would cost more than all the rest.
+    # Positive before the conversion, so that cutting off rounds to the nearest; a floor would cost more than all the
+    # rest.
     shifted = np.int32(x - SMALLEST_EXPONENT + HALF)
     f = x - (np.float32(shifted) + SMALLEST_EXPONENT)
     power = ((((E5 * f + E4) * f + E3) * f + E2) * f + E1) * f + E0
@@ -112,8 +113,8 @@ def make_work(channels: int, candidates: int, max_radius: int) -> Work:
 def _borrow(typing_context: Any, array: Any) -> Any:
     """The same array without its reference count.
 
-    Numba counts references with atomic instructions, several in every call; threads that share an array would spend more time
-    on its counter than on the arithmetic. The caller of a compiled function keeps its arguments alive anyway.
+    Numba counts references with atomic instructions, several in every call; threads that share an array would spend
+    more time on its counter than on the arithmetic. The caller of a compiled function keeps its arguments alive anyway.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -162,7 +163,7 @@ def _borrow_work(work):
 
 @compiled
 def _load_tile(problem, pixels, row, col, top, bottom, left, right):
-    """Position relative to the owner, squared radius and colour of every pixel; returns the smallest and largest radius."""
+    """Position relative to the owner, squared radius and colour of every pixel; returns the range of the radii."""
     p = 0
     for y in range(top, bottom):
         for x in range(left, right):
@@ -193,8 +194,8 @@ def _load_tile(problem, pixels, row, col, top, bottom, left, right):
 def _list_candidates(problem, work, row, col, smallest, largest):
     """Cell, log2 of the count, and squared distance of every candidate, nearest first; returns how many.
 
-    Copies of a border cell within the smallest radius of the tile are one entry, since every pixel counts all of them; farther
-    ones stay apart, because each pixel's own radius decides about them.
+    Copies of a border cell within the smallest radius of the tile are one entry, since every pixel counts all of
+    them; farther ones stay apart, because each pixel's own radius decides about them.
     """
     rows, cols = problem.valid.shape
     keys, bias, ring, slots = work.keys, work.bias, work.ring, work.slots
@@ -326,7 +327,7 @@ def _mask_row(pixels, n, ring, weights, k):
 
 @compiled
 def _move_reference(pixels, n, table, key, bias, ring, key_x, key_y, distances, weights, count):
-    """Make this key's scores the reference where they are better and count, and scale the weights and sums so far to it."""
+    """Make this key's scores the reference where they are better and count; scale the weights and sums so far to it."""
     ux, uy, vx, vy, r = table[key, UX], table[key, UY], table[key, VX], table[key, VY], table[key, R]
     for p in range(n):
         score = _score(ux, uy, vx, vy, pixels[X, p] - key_x, pixels[Y, p] - key_y, r, distances[count, p], bias)
@@ -353,7 +354,7 @@ def _add_rows(pixels, n, weights, first, last):
 
 @compiled
 def _lowest_total(pixels, n):
-    """Lower bound, over the pixels, of the log2 of the sum of weights so far, and the smallest sum relative to REFERENCE."""
+    """Lower bound, over the pixels, of the log2 of the sum of weights so far; smallest sum relative to REFERENCE."""
     for p in range(n):
         exponent = (_bits_of_float(pixels[TOTAL, p]) >> np.int32(23)) - np.int32(127)
         pixels[MEAN, p] = pixels[REFERENCE, p] + np.float32(exponent)
@@ -362,10 +363,10 @@ def _lowest_total(pixels, n):
 
 @compiled
 def _weigh_tile(problem, work, row, col, top, bottom, left, right):
-    """Everything up to the unnormalised weights, and in row TOTAL one over their sums; returns the number of live candidates.
+    """Everything up to the unnormalised weights, and in row TOTAL one over their sums; returns how many are live.
 
-    Candidates that matter to no pixel are left out. Rows of zeros fill `weights` up to a multiple of 8. A pixel that no candidate
-    reaches has TOTAL 0: it gets no weight.
+    Candidates that matter to no pixel are left out. Rows of zeros fill `weights` up to a multiple of 8. A pixel that
+    no candidate reaches has TOTAL 0: it gets no weight.
     """
     n = (bottom - top) * (right - left)
     cols = problem.valid.shape[1]
@@ -417,7 +418,7 @@ def _weigh_tile(problem, work, row, col, top, bottom, left, right):
 
 @compiled
 def _mix(weights, cells, count, signal, first, last, out, n):
-    """out[c - first, p] = sum_k signal[cell k, c] weights[k, p] for channels [first, last), eight candidates at a time."""
+    """out[c - first, p] = sum_k signal[cell k, c] weights[k, p], first <= c < last, eight candidates at a time."""
     out[: last - first, :n] = ZERO
     for k in range(0, count, 8):
         k0, k1, k2, k3 = cells[k, 2], cells[k + 1, 2], cells[k + 2, 2], cells[k + 3, 2]
@@ -427,7 +428,9 @@ def _mix(weights, cells, count, signal, first, last, out, n):
             s4, s5, s6, s7 = signal[k4, c], signal[k5, c], signal[k6, c], signal[k7, c]
             for p in range(n):
                 near = (s0 * weights[k, p] + s1 * weights[k + 1, p]) + (s2 * weights[k + 2, p] + s3 * weights[k + 3, p])
-                far = (s4 * weights[k + 4, p] + s5 * weights[k + 5, p]) + (s6 * weights[k + 6, p] + s7 * weights[k + 7, p])
+                far = (s4 * weights[k + 4, p] + s5 * weights[k + 5, p]) + (
+                    s6 * weights[k + 6, p] + s7 * weights[k + 7, p]
+                )
                 out[c - first, p] += near + far
 
 
@@ -445,10 +448,10 @@ def _project(signal, key, gradient, out, row, n):
 
 @compiled
 def _add_moments(pixels, weights, distances, k, cells, places, low, slopes, s0, s1, s2, s3, row, n, moments):
-    """Add to the moments of a live candidate's cell: sums over the pixels of d score times dx^2, dx dy, dy^2, colour distance.
+    """Add to the moments of a live candidate's cell: sums of d score times dx^2, dx dy, dy^2, colour distance.
 
-    d loss / d weight, times TOTAL, is the sum of rows `row` to `row + 3` of `slopes` times s0 to s3; the softmax takes its mean (row
-    MEAN of `pixels`) away. Row 0 of `moments` is key row `low`.
+    d loss / d weight, times TOTAL, is the sum of rows `row` to `row + 3` of `slopes` times s0 to s3; the softmax
+    takes its mean (row MEAN of `pixels`) away. Row 0 of `moments` is key row `low`.
     """
     key_x, key_y = places[k, 0], places[k, 1]
     xx, xy, yy, colour = ZERO, ZERO, ZERO, ZERO
@@ -547,8 +550,8 @@ def render_tiles(problem, work, first, last, mixed, out):
 def fit_tiles(problem, work, first, last, mixed, moments, low):
     """Sum of |render - guide| over tiles [first, last), where the signal is an LR version of the guide.
 
-    Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`. `mixed` is scratch, one row of zeros to begin with for
-    each column of the signal.
+    Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`. `mixed` is scratch, one row of zeros to
+    begin with for each column of the signal.
     """
     problem, work, mixed, moments = _borrow_problem(problem), _borrow_work(work), _borrow(mixed), _borrow(moments)
     pixels, cells, places, weights, distances = work.pixels, work.cells, work.places, work.weights, work.distances
@@ -568,7 +571,9 @@ def fit_tiles(problem, work, first, last, mixed, moments, low):
                 _add_moments(pixels, weights, distances, k, cells, places, low, mixed, s0, s1, s2, s3, 0, n, moments)
             else:
                 _project(signal, key, mixed, slopes, 0, n)
-                _add_moments(pixels, weights, distances, k, cells, places, low, slopes, ONE, ZERO, ZERO, ZERO, 0, n, moments)
+                _add_moments(
+                    pixels, weights, distances, k, cells, places, low, slopes, ONE, ZERO, ZERO, ZERO, 0, n, moments
+                )
     return loss
 
 
@@ -576,8 +581,8 @@ def fit_tiles(problem, work, first, last, mixed, moments, low):
 def backward_tiles(problem, work, first, last, gradient, rows, slopes, moments, d_signal, low):
     """Gradients of the render over tiles [first, last), from d loss / d out (C, H, W).
 
-    Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`, and to `d_signal` (the same rows, w, columns of the signal).
-    `rows` (columns, TILE) and `slopes` (K + 3, TILE), zeros to begin with, are scratch.
+    Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`, and to `d_signal` (the same rows, w, columns
+    of the signal). `rows` (columns, TILE) and `slopes` (K + 3, TILE), zeros to begin with, are scratch.
     """
     problem, work = _borrow_problem(problem), _borrow_work(work)
     gradient, rows, slopes = _borrow(gradient), _borrow(rows), _borrow(slopes)
@@ -594,13 +599,15 @@ def backward_tiles(problem, work, first, last, gradient, rows, slopes, moments, 
             for p in range(n):
                 pixels[MEAN, p] += weights[k, p] * pixels[TOTAL, p] * slopes[k, p]
         for k in range(count):
-            _add_moments(pixels, weights, distances, k, cells, places, low, slopes, ONE, ZERO, ZERO, ZERO, k, n, moments)
+            _add_moments(
+                pixels, weights, distances, k, cells, places, low, slopes, ONE, ZERO, ZERO, ZERO, k, n, moments
+            )
             _add_products(weights, k, rows, d_signal, cells[k, 0] - low, cells[k, 1], n)
 
 
 @compiled
 def write_anisotropic(raw, floor, epsilon, table):
-    """Factors in base 2, range weight and smallest eigenvalue of one image from its raw maps (4, h w), into the key table.
+    """Into the key table: factors in base 2, range weight, smallest eigenvalue, from one image's raw maps (4, h w).
 
     The raw maps are log sigma_x, log sigma_y, theta with theta = pi tanh(raw), log sigma_r.
     """
@@ -617,7 +624,7 @@ def write_anisotropic(raw, floor, epsilon, table):
 
 @compiled
 def write_radius(raw, floor, cells_per_pixel, largest, cols, radius):
-    """Into (H, W): clamp(ceil(cells_per_pixel * max(sigma_x, sigma_y)), 1, largest), with the sigma bilinear between the centres."""
+    """Into (H, W): clamp(ceil(cells_per_pixel * max(sigma_x, sigma_y)), 1, largest), bilinear between the centres."""
     height, width = radius.shape
     rows = raw.shape[1] // cols
     sigma = np.empty((rows, cols), np.float32)
@@ -642,9 +649,10 @@ def write_radius(raw, floor, cells_per_pixel, largest, cols, radius):
 def step_anisotropic(raw, moments, values, floor, epsilon, first, second, step, rate):
     """One Adam step (betas .9 and .999, eps 1e-8, as torch.optim.Adam) of one image's raw maps (4, h w), in place.
 
-    `moments` (h w, 4) are those of `_add_moments`, summed over a loss of so many `values`. `first` and `second` (4, h w) are Adam's
-    averages; `step` counts from 1. With a = 1 / (2 sigma_x^2 + epsilon), c likewise of sigma_y, r of sigma_r, and M the matrix of the
-    moments in the rotated frame: d log sigma_x = 4 sigma_x^2 a^2 M_xx, d log sigma_y = 4 sigma_y^2 c^2 M_yy, d theta = 2 (c - a) M_xy.
+    `moments` (h w, 4) are those of `_add_moments`, summed over a loss of so many `values`. `first` and `second` (4, h
+    w) are Adam's averages; `step` counts from 1. With a = 1 / (2 sigma_x^2 + epsilon), c likewise of sigma_y, r of
+    sigma_r, and M the matrix of the moments in the rotated frame: d log sigma_x = 4 sigma_x^2 a^2 M_xx, d log sigma_y
+    = 4 sigma_y^2 c^2 M_yy, d theta = 2 (c - a) M_xy.
     """
     gradient = np.empty(4)
     correction_1, correction_2 = 1 - 0.9**step, np.sqrt(1 - 0.999**step)

@@ -1,8 +1,9 @@
 """The fused CPU backend: render, analytic gradients, and loss with gradients in one pass, in float32 by Numba.
 
-The image is cut into bands of LR rows that threads share. The number of bands depends on the grid alone and their sums are added
-in order, so results do not depend on the number of threads. The loops are in `_cpu_loops`; this file prepares their
-tables and turns the moments they return into gradients: d score = -|W d|^2 - r D gives dW = -2 W (sum d d^T), dr = -sum D.
+The image is cut into bands of LR rows that threads share. The number of bands depends on the grid alone and their
+sums are added in order, so results do not depend on the number of threads. The loops are in `_cpu_loops`; this file
+prepares their tables and turns the moments they return into gradients: d score = -|W d|^2 - r D gives dW = -2 W (sum
+d d^T), dr = -sum D.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def render(
     out = _Render.apply(signal, guide, guide_lr, *factors, support, radius, valid)
     if valid is None:
         return out
-    return out.masked_fill(~reached_pixels(valid, guide.shape[-2:], support, radius)[:, None], torch.nan)
+    return out.masked_fill(
+        ~reached_pixels(valid, (guide.shape[-2], guide.shape[-1]), support, radius)[:, None], torch.nan
+    )
 
 
 def reconstruction_l1(
@@ -85,13 +88,13 @@ def fit_anisotropic(
     lr: float,
     lr_decay: float,
 ) -> Iterator[Tensor]:
-    """Whole fit steps without autograd, for the anisotropic parameterisation: loss, gradients and Adam in compiled code.
+    """Whole fit steps of the anisotropic parameterisation without autograd: loss, gradients and Adam in compiled code.
 
     Args:
         source, guide, guide_lr, support: as `reconstruction_l1`.
-        raw: (4, B, h, w) float32, stepped in place: log sigma_x, log sigma_y, theta with theta = pi tanh(raw), log sigma_r.
-        cells_per_pixel: a pixel's radius is clamp(ceil(this * max(sigma_x, sigma_y)), 1, support.radius); 0: support.radius.
-        floor, epsilon: sigmas are at least `floor`; `epsilon` is added to 2 sigma^2.
+        raw: (4, B, h, w) float32, stepped in place: log sigma_x, log sigma_y, theta with theta = pi tanh(raw), log
+        sigma_r. cells_per_pixel: a pixel's radius is clamp(ceil(this * max(sigma_x, sigma_y)), 1, support.radius); 0:
+        support.radius. floor, epsilon: sigmas are at least `floor`; `epsilon` is added to 2 sigma^2.
         lr, lr_decay: of Adam; the rate after n steps is lr * lr_decay^n.
 
     Yields:
@@ -120,7 +123,15 @@ def fit_anisotropic(
         rate = lr * lr_decay ** (step - 1)
         for image in range(batch):
             loops.step_anisotropic(
-                raws[image], moments[image].reshape(-1, 4), values, floor, epsilon, first[image], second[image], step, rate
+                raws[image],
+                moments[image].reshape(-1, 4),
+                values,
+                floor,
+                epsilon,
+                first[image],
+                second[image],
+                step,
+                rate,
             )
         raw.copy_(torch.from_numpy(raws).view(batch, 4, rows, cols).permute(1, 0, 2, 3))
         yield torch.from_numpy(losses / values).to(guide.dtype)
@@ -223,9 +234,9 @@ def _losses_and_moments(problems: list[Any], layout: _Layout) -> tuple[np.ndarra
 
 
 def _factor_gradients(factors: Factors, moments: Tensor) -> tuple[Tensor, ...]:
-    """From sums of d score times (dx^2, dx dy, dy^2, colour distance), (B, h, w, 4), to the gradients of the factors."""
+    """From sums of d score times (dx^2, dx dy, dy^2, colour distance), (B, h, w, 4), to gradients of the factors."""
     xx, xy, yy, colour = moments.unbind(-1)
-    ux, uy, vx, vy, r = (lr_map.double() for lr_map in factors)
+    ux, uy, vx, vy = (lr_map.double() for lr_map in factors[:4])
     gradients = (
         -2 * (ux * xx + uy * xy),
         -2 * (ux * xy + uy * yy),

@@ -65,7 +65,6 @@ def _render_rows(
 ) -> Tensor:
     """The pixel rows [top, bottom) that the cells of LR row `row` own: (B, C, bottom - top, W)."""
     (height, width), (rows, cols) = guide.shape[-2:], signal.shape[-2:]
-    like = {"device": guide.device, "dtype": guide.dtype}
     offsets = disc_offsets(support.radius).to(guide.device)  # [K, 2]
     key_y = row + offsets[:, :1]  # [K, 1]
     key_x = owners(cols, width).to(guide.device) + offsets[:, 1:]  # [K, W]
@@ -73,12 +72,12 @@ def _render_rows(
     key_y, key_x = key_y.clamp(0, rows - 1), key_x.clamp(0, cols - 1)
 
     def at_keys(lr_map: Tensor) -> Tensor:
-        """(B, ..., h, w) -> (B, ..., K, 1, W): the value of every candidate cell, the same for all rows of the strip."""
+        """(B, ..., h, w) -> (B, ..., K, 1, W): the value of every candidate cell, one for all rows of the strip."""
         return lr_map[..., key_y, key_x].unsqueeze(-2)
 
-    x, y = torch.arange(width, **like), torch.arange(top, bottom, **like)
-    dx = x - centres(cols, width).to(**like)[key_x][:, None]  # [K, 1, W]
-    dy = y[:, None] - centres(rows, height).to(**like)[key_y][:, None]  # [K, Y, 1]
+    x, y = torch.arange(width).to(guide), torch.arange(top, bottom).to(guide)
+    dx = x - centres(cols, width).to(guide)[key_x][:, None]  # [K, 1, W]
+    dy = y[:, None] - centres(rows, height).to(guide)[key_y][:, None]  # [K, Y, 1]
     ux, uy, vx, vy, r = (at_keys(lr_map) for lr_map in factors)  # [B, K, 1, W] each
     colour = (guide[:, :, None, top:bottom] - at_keys(guide_lr)).square().sum(1)  # [B, K, Y, W]
     score = -(ux * dx + uy * dy).square() - (vx * dx + vy * dy).square() - r * colour
@@ -107,6 +106,6 @@ def reconstruction_l1(
     support: Support,
     radius: Tensor | None = None,
 ) -> Tensor:
-    """Mean absolute error of the guide rendered from `source` (B, G, h, w), an LR version of it: (B,), one per image."""
+    """Mean absolute error of the guide rendered from `source` (B, G, h, w), an LR version of it: (B,)."""
     rendered = render(source, guide, guide_lr, factors, support=support, radius=radius)
     return (rendered - guide).abs().mean((1, 2, 3))

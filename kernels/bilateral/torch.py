@@ -1,8 +1,9 @@
 """The portable backend: block matrix products in plain PyTorch, any device, gradients to everything by autograd.
 
-All pixels of one LR cell share their candidates, and the spatial score is the product of a vector phi(p) of the pixel and a vector
-psi(q) of the candidate, so the render is block-local attention: (P x 6) @ (6 x K), softmax, (P x K) @ (K x C). Bands of LR
-rows are processed one after the other and recomputed in the backward pass, so memory stays linear in the image.
+All pixels of one LR cell share their candidates, and the spatial score is the product of a vector phi(p) of the pixel
+and a vector psi(q) of the candidate, so the render is block-local attention: (P x 6) @ (6 x K), softmax, (P x K) @ (K
+x C). Bands of LR rows are processed one after the other and recomputed in the backward pass, so memory stays linear
+in the image.
 """
 
 from __future__ import annotations
@@ -44,10 +45,8 @@ def render(
     valid: Tensor | None = None,
 ) -> Tensor:
     """Same contract as `kernels.bilateral.reference.render`."""
-    axes = tuple(
-        _axis(cells, pixels, guide) for cells, pixels in zip(signal.shape[-2:], guide.shape[-2:], strict=True)
-    )
-    rows, cols = signal.shape[-2:]
+    (rows, cols), (height, width) = signal.shape[-2:], guide.shape[-2:]
+    axes = (_axis(rows, height, guide), _axis(cols, width, guide))
     pixels_per_row = axes[0].pixel.shape[1] * axes[1].pixel.numel()
     candidates = len(disc_offsets(support.radius))
     rows_per_band = max(1, BAND_SCORES // (len(signal) * pixels_per_row * candidates))
@@ -58,7 +57,9 @@ def render(
     for first in range(0, rows, rows_per_band):
         last = min(rows, first + rows_per_band)
         arguments = (*tensors, radius, valid, support, axes, first, last)
-        bands.append(checkpoint(_render_band, *arguments, use_reentrant=False) if recompute else _render_band(*arguments))
+        bands.append(
+            checkpoint(_render_band, *arguments, use_reentrant=False) if recompute else _render_band(*arguments)
+        )
     places = torch.cat(bands, dim=2)  # [B, C, h * Py, w * Px]
     return places.index_select(2, axes[0].place).index_select(3, axes[1].place)
 
@@ -111,8 +112,8 @@ def _render_band(
         blocks = hr_map[..., along_y.pixel[first:last, None, :, None], along_x.pixel[None, :, None, :]]
         return blocks.flatten(-2)
 
-    # Positions relative to the owner: products of small numbers lose no digits. Colours are subtracted pair by pair instead:
-    # where sigma_r is small, r |I|^2 - 2 r I g + r |g|^2 would cancel all digits that matter.
+    # Positions relative to the owner: products of small numbers lose no digits. Colours are subtracted pair by pair
+    # instead: where sigma_r is small, r |I|^2 - 2 r I g + r |g|^2 would cancel all digits that matter.
     y = along_y.offset[first:last, None, :, None]
     x = along_x.offset[None, :, None, :]
     y, x = (v.flatten(-2)[None] for v in torch.broadcast_tensors(y, x))  # [1, R, w, P]

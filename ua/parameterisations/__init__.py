@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kernels.geometry import Factors
 from ua.gaussians import Gaussians
 
-
 # As in the released code.
 SMALLEST_SIGMA = 1e-6
 

@@ -1,4 +1,4 @@
-"""Nothing to learn: the initial Gaussian in every cell, that is classic joint bilateral upsampling (Kopf et al. 2007)."""
+"""Nothing to learn: the initial Gaussian in every cell, as in joint bilateral upsampling (Kopf et al. 2007)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ua.gaussians import Gaussians
 from ua.parameterisations import anisotropic
 
 

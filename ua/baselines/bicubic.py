@@ -1,0 +1,13 @@
+"""Bicubic interpolation between cell centres (Keys 1981, a = -0.75 as in PyTorch); it can overshoot."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ua.baselines import check, interpolate
+
+
+def upsample(image: Tensor, signal: Tensor, valid: Tensor | None = None) -> Tensor:
+    """See `ua.baselines` for the arguments. The guide gives its size only."""
+    check(image, signal, valid)
+    return interpolate(signal, (image.shape[-2], image.shape[-1]), "bicubic", valid)

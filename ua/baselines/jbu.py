@@ -1,0 +1,52 @@
+"""Classic joint bilateral upsampling: fixed Gaussians in space and in guide colour.
+
+Source: Kopf, Cohen, Lischinski, Uyttendaele, "Joint bilateral upsampling", 2007, equation 3. It is this
+library's operator without a fit: isotropic kernels of one size, cells outside the grid left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ua.baselines import check, interpolate
+
+
+def upsample(
+    image: Tensor,
+    signal: Tensor,
+    valid: Tensor | None = None,
+    *,
+    sigma: float = 0.4,
+    sigma_r: float = 0.12,
+    radius: int = 2,
+    **options: Any,
+) -> Tensor:
+    """See `ua.baselines` for the arguments.
+
+    sigma: spatial standard deviation in LR cells. sigma_r: of the guide's distance, in guide units. radius:
+    of the disc of candidate cells. options: further fields of `ua.FitConfig`, and `backend`. Pixels none of
+    whose candidates is valid get the bilinear value.
+    """
+    import ua  # inside: the library's own modules may import this package
+
+    check(image, signal, valid)
+    fields: dict[str, Any] = {
+        "parameterisation": "fixed",
+        "steps": 0,
+        "border": "drop",
+        "guide_lr": "area",
+        "sigma": sigma,
+        "sigma_unit": "cell",
+        "sigma_r": sigma_r,
+        "radius": radius,
+        "radius_rule": "fixed",
+    }
+    result = ua.upsample(image, signal, valid=valid, **(fields | options))
+    if valid is None:
+        return result
+    return torch.where(
+        result.isnan(), interpolate(signal, (image.shape[-2], image.shape[-1]), "bilinear", valid), result
+    )
