@@ -30,8 +30,11 @@ class FitConfig:
         radius_rule: "fixed" (`radius` everywhere), or smaller discs of ceil(2 sigma) cells where sigma is counted in
             "pixel"s (the released code, whose units do not match) or in "cell"s (the paper's text).
         border: candidates beyond the grid are dropped ("drop") or count as the border cell once more ("clamp").
+        guide: the space in which colours are compared: a module of `ua.guides`, or the dotted name of your own.
         guide_lr: how the guide of the range term comes to the LR grid: "bilinear" (no antialias) or "area" (mean).
         image_lr: how the LR image that the fit renders is made: "bicubic", "bilinear" (no antialias) or "area".
+        back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. For signals that
+            average the truth (a downsampled depth map); 0 for a network's prediction.
         steps: Adam steps; 0 renders with the initial Gaussians.
         lr: learning rate of Adam on the raw maps; > 0.
         lr_decay: factor on the learning rate after every step; in (0, 1].
@@ -47,8 +50,10 @@ class FitConfig:
     radius: int = 8
     radius_rule: str = "fixed"
     border: str = "drop"
+    guide: str = "identity"
     guide_lr: str = "bilinear"
     image_lr: str = "bicubic"
+    back_projections: int = 0
     steps: int = 50
     lr: float = 0.1
     lr_decay: float = 1.0
@@ -61,13 +66,14 @@ class FitConfig:
             _require_number(name, getattr(self, name), float, "a positive number")
             if not (0 < getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
-        for name in ("radius", "steps"):
+        for name in ("radius", "steps", "back_projections"):
             _require_number(name, getattr(self, name), int, "an integer >= 0")
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be an integer >= 0, got {getattr(self, name)!r}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be in (0, 1], got {self.lr_decay!r}")
         plugins.find("ua.parameterisations", self.parameterisation)
+        plugins.find("ua.guides", self.guide)
 
     def replace(self, **overrides: object) -> FitConfig:
         """A copy with some fields changed.

@@ -111,8 +111,8 @@ def fit(
 ) -> Fit:
     """Fit one bilateral Gaussian per cell of an LR grid so that the LR image renders to the image.
 
-    Minimises the mean absolute error of every image by Adam (arXiv 2511.16301). Images of a batch do not influence
-    each other.
+    Minimises the mean absolute error of every image, in the space of `config.guide`, by Adam (arXiv 2511.16301).
+    Images of a batch do not influence each other.
 
     Args:
         image: tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
@@ -128,9 +128,10 @@ def fit(
     config = resolve(preset, overrides)
     # A fit needs gradients of its own, also where the caller has switched them off, and none of the caller's.
     with torch.inference_mode(False), torch.enable_grad():
-        guide = inputs.as_image(image).detach()
-        guide = guide.clone() if guide.is_inference() else guide
-        rows, cols = inputs.check_grid(grid, guide)
+        pixels = inputs.as_image(image).detach()
+        pixels = pixels.clone() if pixels.is_inference() else pixels
+        rows, cols = inputs.check_grid(grid, pixels)
+        guide = plugins.find("ua.guides", config.guide).transform(pixels)
         chosen = backends.choose(backend, guide, guide)
         sigma = {"pixel": (config.sigma, config.sigma)}.get(
             config.sigma_unit, (config.sigma * guide.shape[-1] / cols, config.sigma * guide.shape[-2] / rows)
@@ -138,7 +139,7 @@ def fit(
         parts = plugins.find("ua.parameterisations", config.parameterisation)
         kernels: Parameterisation = parts.Kernels((len(guide), rows, cols), *sigma, config.sigma_r).to(guide)
         losses = _optimise(kernels, guide, (rows, cols), config, chosen, callback)
-        return Fit(kernels.gaussians().detach(), losses, config, guide, backend)
+        return Fit(kernels.gaussians().detach(), losses, config, pixels, backend)
 
 
 def _optimise(

@@ -68,13 +68,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot; a single y is a horizontal line, with a marker where there is an x (a method
-    without steps)."""
+    """One line of a plot. `level`: a single y, drawn across the plot, with a marker at its x where it has one."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: Mapping[str, Any] = field(default_factory=dict)
+    level: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,12 +271,12 @@ def _plot(axes: Axes, plot: Plot, handles: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     for curve in plot.curves:
-        if len(curve.y) > 1:
-            (handle,) = axes.plot(curve.x, curve.y, **{"marker": "o", **curve.style})
-        else:
+        if curve.level:
             handle = axes.axhline(curve.y[0], **{"linewidth": 1.1, **curve.style})
-            if len(curve.x) == 1:
+            if curve.x:
                 axes.plot(curve.x, curve.y, **{**curve.style, "marker": "D", "linestyle": "none"})
+        else:
+            (handle,) = axes.plot(curve.x, curve.y, **{"marker": "o", **curve.style})
         handles.setdefault(curve.name, handle)
     if plot.ticks:
         axes.set_xticks(plot.ticks)

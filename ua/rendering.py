@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.geometry import Factors, Support
-from ua import backends, degrade, inputs
+from ua import backends, degrade, inputs, plugins
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
 
@@ -30,13 +30,17 @@ def render(
     DESIGN section 1). Differentiable with respect to the signal and the four maps (and the image, with the backends
     `torch` and `reference`).
 
+    With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
+    that many times (Irani & Peleg 1991).
+
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
         image: the guide; tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
         gaussians: four maps (B, h, w); sigma_x, sigma_y in HR pixels, theta in radians, sigma_r in guide units.
         valid: bool (B, h, w) or (h, w); cells marked False get no weight. A pixel without any valid candidate is NaN.
-        config: candidates and guide (`radius`, `radius_rule`, `border`, `guide_lr`); None: those of the preset
-        "default". backend: "auto", "reference", "torch" or "cpu".
+        config: candidates, guide and back-projection (`radius`, `radius_rule`, `border`, `guide`, `guide_lr`,
+            `back_projections`); None: those of the preset "default".
+        backend: "auto", "reference", "torch" or "cpu".
 
     Returns:
         (B, C, H, W) in the signal's dtype, on its device.
@@ -50,8 +54,9 @@ def render(
     _check_gaussians(gaussians, (len(guide), *grid))
     config = config or preset("default")
     maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
+    guide = plugins.find("ua.guides", config.guide).transform(guide)
     chosen = backends.choose(backend, values, guide)
-    return chosen.render(
+    out = chosen.render(
         values,
         guide,
         to_grid(guide, grid, config.guide_lr),
@@ -60,6 +65,18 @@ def render(
         radius=radius_map(maps, guide, config),
         valid=mask,
     )
+    for _ in range(config.back_projections):
+        out = _back_project(out, values, mask)
+    return out
+
+
+def _back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
+    """Add what `out` (B, C, H, W) lacks against the LR signal in every valid cell; NaN (not reached) stays."""
+    average, _ = degrade.area(out, inputs.grid_of(signal), valid=None if valid is None else ~out.isnan()[:, 0])
+    lacking = signal.to(average.dtype) - average
+    if valid is not None:
+        lacking = lacking.masked_fill(~valid[:, None], 0)
+    return out + F.interpolate(lacking, out.shape[-2:], mode="bicubic", align_corners=False).to(out.dtype)
 
 
 def to_grid(guide: Tensor, grid: tuple[int, int], how: str) -> Tensor:

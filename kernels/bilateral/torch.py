@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.geometry import Factors, Support, centres, disc_offsets, owner_starts
 
-# Scores of one band: 4M values are 16 MB in fp32, large enough for full speed and small beside any image.
-BAND_SCORES = 1 << 22
+# Scores of one band: 1M values are 4 MB in fp32, large enough for full speed; a backward pass holds some 35 such buffers.
+BAND_SCORES = 1 << 20
 
 
 class _Axis(NamedTuple):
