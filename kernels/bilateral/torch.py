@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.geometry import Factors, Support, centres, disc_offsets, owner_starts
 
-# Scores of one band: 1M values are 4 MB in fp32, large enough for full speed; a backward pass holds some 35 such buffers.
+# Scores of one band: 1M values are 4 MB in fp32, enough for full speed; a backward pass holds 35 such buffers.
 BAND_SCORES = 1 << 20
 
 
@@ -47,19 +47,24 @@ def render(
     """Same contract as `kernels.bilateral.reference.render`."""
     (rows, cols), (height, width) = signal.shape[-2:], guide.shape[-2:]
     axes = (_axis(rows, height, guide), _axis(cols, width, guide))
-    pixels_per_row = axes[0].pixel.shape[1] * axes[1].pixel.numel()
+    # A band is some LR rows, or, where one alone is too large, some lines of the blocks of one row.
     candidates = len(disc_offsets(support.radius))
-    rows_per_band = max(1, BAND_SCORES // (len(signal) * pixels_per_row * candidates))
+    scores_per_line = len(signal) * axes[1].pixel.numel() * candidates
+    lines = max(1, min(axes[0].pixel.shape[1], BAND_SCORES // scores_per_line))
+    rows_per_band = max(1, BAND_SCORES // (scores_per_line * axes[0].pixel.shape[1]))
     tensors = (signal, guide, guide_lr, *factors)
     recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
     bands = []
     for first in range(0, rows, rows_per_band):
         last = min(rows, first + rows_per_band)
-        arguments = (*tensors, radius, valid, support, axes, first, last)
-        bands.append(
-            checkpoint(_render_band, *arguments, use_reentrant=False) if recompute else _render_band(*arguments)
-        )
+        for line in range(0, axes[0].pixel.shape[1], lines):
+            along_y = axes[0]._replace(
+                pixel=axes[0].pixel[:, line : line + lines], offset=axes[0].offset[:, line : line + lines]
+            )
+            arguments = (*tensors, radius, valid, support, (along_y, axes[1]), first, last)
+            band = checkpoint(_render_band, *arguments, use_reentrant=False) if recompute else _render_band(*arguments)
+            bands.append(band)
     places = torch.cat(bands, dim=2)  # [B, C, h * Py, w * Px]
     return places.index_select(2, axes[0].place).index_select(3, axes[1].place)
 
