@@ -122,8 +122,9 @@ PRESETS: dict[str, FitConfig] = {
         steps=50,
         lr=1e-3,
     ),
-    # The best transfer that `experiment=ablation_iters` has measured (the README says how much): no fit, small kernels on
-    # colours as seen, and what the render lacks against the signal added back. Stands until a larger bench says better.
+    # The best transfer that `experiment=ablation_iters` has measured (the README says how much): no fit, small kernels
+    # on colours as seen, and what the render lacks against the signal added back. Stands until a larger bench says
+    # better.
     "default": FitConfig(
         sigma=0.75,
         sigma_unit="cell",

@@ -6,13 +6,15 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from functools import cache
 from types import ModuleType
 
 
-def names(package: str) -> list[str]:
-    """The parts that lie in `package`, sorted."""
+@cache
+def names(package: str) -> tuple[str, ...]:
+    """The parts that lie in `package`, sorted. Looked up once: a call of the library should not read folders."""
     path = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
 
 
 def find(package: str, name: str) -> ModuleType:

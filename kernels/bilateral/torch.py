@@ -52,7 +52,8 @@ def render(
     scores_per_line = len(signal) * axes[1].pixel.numel() * candidates
     lines = max(1, min(axes[0].pixel.shape[1], BAND_SCORES // scores_per_line))
     rows_per_band = max(1, BAND_SCORES // (scores_per_line * axes[0].pixel.shape[1]))
-    tensors = (signal, guide, guide_lr, *factors)
+    # Cast once, so that the gradients of all bands are summed before they are rounded.
+    tensors = (signal.to(guide.dtype), guide, guide_lr, *factors)
     recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
     bands = []
@@ -66,7 +67,7 @@ def render(
             band = checkpoint(_render_band, *arguments, use_reentrant=False) if recompute else _render_band(*arguments)
             bands.append(band)
     places = torch.cat(bands, dim=2)  # [B, C, h * Py, w * Px]
-    return places.index_select(2, axes[0].place).index_select(3, axes[1].place)
+    return places.index_select(2, axes[0].place).index_select(3, axes[1].place).to(signal.dtype)
 
 
 def _axis(cells: int, pixels: int, guide: Tensor) -> _Axis:
@@ -139,8 +140,8 @@ def _render_band(
         candidate = candidate & at_keys(valid)[..., None, :]
     reached = candidate.any(-1, keepdim=True)
     weight = torch.softmax(score.masked_fill(~candidate & reached, -torch.inf), dim=-1)
-    mixed = weight @ at_keys(signal.to(guide.dtype)).permute(0, 2, 3, 4, 1)  # [B, R, w, P, C]
-    mixed = mixed.masked_fill(~reached, torch.nan).to(signal.dtype)
+    mixed = weight @ at_keys(signal).permute(0, 2, 3, 4, 1)  # [B, R, w, P, C]
+    mixed = mixed.masked_fill(~reached, torch.nan)
     size_y, size_x = along_y.pixel.shape[1], along_x.pixel.shape[1]
     blocks = mixed.view(batch, last - first, cols, size_y, size_x, channels).permute(0, 5, 1, 3, 2, 4)
     return blocks.reshape(batch, channels, (last - first) * size_y, cols * size_x)

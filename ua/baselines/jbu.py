@@ -37,12 +37,14 @@ def upsample(
         "parameterisation": "fixed",
         "steps": 0,
         "border": "drop",
+        "guide": "identity",
         "guide_lr": "area",
         "sigma": sigma,
         "sigma_unit": "cell",
         "sigma_r": sigma_r,
         "radius": radius,
         "radius_rule": "fixed",
+        "back_projections": 0,
     }
     result = ua.upsample(image, signal, valid=valid, **(fields | options))
     if valid is None:

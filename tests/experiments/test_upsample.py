@@ -1,0 +1,92 @@
+"""One's own files from the command line's point of view: every kind of signal, outputs, pictures, errors."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ua
+from experiments import upsample
+from ua.tracking import Tracker
+
+
+@pytest.fixture
+def files(tmp_path):
+    """photo.png (32 x 48) and an 8 x 12 signal of each kind beside it."""
+    random = np.random.default_rng(0)
+    photo = random.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    np.save(tmp_path / "features.npy", random.normal(size=(5, 8, 12)).astype(np.float32))
+    scores = random.random((3, 8, 12)) + 0.1
+    np.save(tmp_path / "probabilities.npy", (scores / scores.sum(0)).astype(np.float32))
+    depth = random.integers(1000, 5000, (8, 12)).astype(np.uint16)
+    depth[2:4, 3:5] = 0  # missing
+    Image.fromarray(depth).save(tmp_path / "depth.png")
+    labels = Image.fromarray(random.choice([0, 7, 255], (8, 12)).astype(np.uint8))
+    labels.putpalette(random.integers(0, 256, 768).tolist())
+    labels.save(tmp_path / "labels.png")
+    return tmp_path
+
+
+def run(folder, signal, output, **changes):
+    values = {"kind": None, "fit": ua.preset("default"), "backend": "auto", "device": "cpu"}
+    paths = {
+        "image": str(folder / "photo.png"),
+        "signal": str(folder / signal),
+        "output": str(folder / output),
+    }
+    return upsample.run(upsample.Config(**values | paths | changes), Tracker(folder / "run", {}))
+
+
+@pytest.mark.parametrize(
+    ("signal", "output", "kind"),
+    [
+        ("features.npy", "hr.npy", "features"),
+        ("features.npy", "hr.safetensors", "features"),
+        ("probabilities.npy", "hr.pt", "probabilities"),
+        ("depth.png", "hr.png", "depth"),
+        ("labels.png", "hr.png", "labels"),
+    ],
+)
+def test_every_kind(files, signal, output, kind):
+    summary = run(files, signal, output)
+    assert summary["kind"] == kind and summary["grid"] == [8, 12]
+    assert (files / output).is_file()
+    assert Image.open(files / "run" / "figures" / "result.png").size == (48, 32)
+    assert (files / "run" / "figures" / "overview.png").is_file()
+
+
+def test_the_result_is_that_of_the_library(files):
+    run(files, "features.npy", "hr.npy")
+    image = np.asarray(Image.open(files / "photo.png"))
+    expected = ua.upsample(image, np.load(files / "features.npy"))[0]
+    torch.testing.assert_close(torch.from_numpy(np.load(files / "hr.npy")), expected)
+
+
+def test_labels_come_back_as_they_were(files):
+    run(files, "labels.png", "hr.png")
+    before, after = Image.open(files / "labels.png"), Image.open(files / "hr.png")
+    assert set(np.unique(after)) <= {0, 7, 255}
+    assert after.getpalette()[: 3 * 8] == before.getpalette()[: 3 * 8]
+    picture = np.asarray(Image.open(files / "run" / "figures" / "result.png"))
+    np.testing.assert_array_equal(picture, np.asarray(after.convert("RGB")))
+
+
+def test_missing_depth_does_not_bleed(files):
+    run(files, "depth.png", "hr.npy", fit=ua.preset("released").replace(steps=0))  # a mean of known cells, no more
+    result = np.load(files / "hr.npy")
+    assert result.shape == (1, 32, 48)
+    assert result[np.isfinite(result)].min() >= 1000
+
+
+def test_losses_are_logged_by_step(files):
+    run(files, "features.npy", "hr.npy", fit=ua.preset("released").replace(steps=3))
+    lines = (files / "run" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3"]
+
+
+def test_a_signal_larger_than_its_image(files):
+    np.save(files / "big.npy", np.zeros((2, 64, 64), np.float32))
+    with pytest.raises(ValueError, match="grid"):
+        run(files, "big.npy", "hr.npy")
+    assert not (files / "hr.npy").exists()

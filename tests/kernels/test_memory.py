@@ -1,0 +1,75 @@
+"""Nothing of the size of pixels times candidates is ever stored: peak memory, measured in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+# The highest resident size since a moment is Linux's: clear_refs resets it.
+MEASURE = """
+import re
+import torch
+from compare import make_problem
+from kernels.bilateral import {backend} as backend
+
+def megabytes(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1)) / 1024
+
+def work(problem):
+    return {work}
+
+torch.set_num_threads(2)
+options = dict(radius=8, border="clamp", reconstruct=True)
+work(make_problem(grid=(4, 4), size=(32, 32), **options))  # imports and compiles
+for grid, size in {cases}:
+    problem = make_problem(grid=(grid, grid), size=(size, size), **options)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = megabytes("VmRSS")
+    work(problem)
+    print(megabytes("VmHWM") - before)
+"""
+RENDER, GRADIENTS, FIT_STEP = "problem.render(backend)", "problem.gradients(backend)", "problem.loss_and_gradients(backend)"
+CANDIDATES = 197
+
+pytestmark = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is measured on Linux only"
+)
+
+
+def peaks(backend: str, work: str, *cases: tuple[int, int]) -> list[float]:
+    """Most memory in use at once, above what was before, in MB, for each (cells, pixels) of a side; 3 channels, 197 candidates."""
+    path = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE.format(backend=backend, work=work, cases=cases)],
+        # Large blocks go back to the system when they are freed, so what is measured is what is in use.
+        env={**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return [float(line) for line in run.stdout.split()]
+
+
+def full_matrix(pixels: int) -> float:
+    """A float32 for every pixel and candidate, MB."""
+    return pixels**2 * CANDIDATES * 4 / 2**20
+
+
+@pytest.mark.parametrize("work", [RENDER, GRADIENTS, FIT_STEP], ids=["render", "gradients", "fit-step"])
+def test_cpu_needs_the_image_and_a_tile(work: str) -> None:
+    # Measured: 13 MB, of which the result, its gradient and the coefficients are 9.
+    for found in peaks("cpu", work, (32, 512), (1, 512)):
+        assert found < 20 < full_matrix(512) / 9
+
+
+@pytest.mark.parametrize("work", [RENDER, GRADIENTS], ids=["render", "gradients"])
+def test_torch_needs_the_image_and_a_band(work: str) -> None:
+    # Measured: 38 MB; few large cells are cut into bands, too.
+    for found in peaks("torch", work, (24, 384), (1, 384)):
+        assert found < 50 < full_matrix(384) / 2.2
