@@ -56,17 +56,17 @@ TARGET_EXPONENT = 1.1
 class Config:
     """What to measure; configs/experiment/benchmark.yaml holds the same values.
 
-    backends: modules of `kernels.bilateral`. device: as torch knows it. preset: of the library. sizes: HR
-    pixels a side. cell: HR pixels per LR cell. steps: of the fit. channels: rendered. limits: backend -> its
-    largest size, 0 for none. compare_size, compare_steps: where every backend is compared with the reference.
-    repeats: at most. budget: seconds for the repeats of one measurement.
+    backends: modules of `kernels.bilateral`. device: as torch knows it. preset: of the library. sizes: HR pixels a side.
+    cells: HR pixels per LR cell, the first one that divides the size counts. steps: of the fit. channels: rendered.
+    limits: backend -> its largest size, 0 for none. compare_size, compare_steps: where every backend is compared with
+    the reference. repeats: at most. budget: seconds for the repeats of one measurement.
     """
 
     backends: list[str] = field(default_factory=lambda: ["cpu", "torch", "reference"])
     device: str = "cpu"
     preset: str = "released"
     sizes: list[int] = field(default_factory=lambda: [224, 448, 896, 1024, 1792])
-    cell: int = 16
+    cells: list[int] = field(default_factory=lambda: [14, 16])
     steps: int = 51
     channels: int = 384
     limits: dict[str, int] = field(default_factory=lambda: {"torch": 224, "reference": 0})
@@ -78,9 +78,9 @@ class Config:
     def __post_init__(self) -> None:
         choose_device(self.device)
         for size in (*self.sizes, self.compare_size):
-            if size < self.cell:
-                raise ValueError(f"sizes and compare_size must be at least one cell ({self.cell} pixels), got {size}")
-        for name in ("cell", "steps", "channels", "compare_steps", "repeats"):
+            if size < 1 or all(size % cell for cell in self.cells):
+                raise ValueError(f"sizes and compare_size must be multiples of one of cells, {self.cells}, got {size}")
+        for name in ("steps", "channels", "compare_steps", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -138,7 +138,8 @@ def cases(config: Config) -> list[Case]:
     """Every backend at every size within its limit, then every backend at the size of the comparison."""
 
     def case(backend: str, size: int, steps: int) -> Case:
-        return Case(backend, size, round(size / config.cell), steps, config.channels)
+        cell = next(cell for cell in config.cells if size % cell == 0)
+        return Case(backend, size, size // cell, steps, config.channels)
 
     scaling = [
         case(backend, size, config.steps)
@@ -182,7 +183,7 @@ def measure(case: Case, config: Config) -> Row:
     settings = options | {"steps": case.steps}
 
     # Compiles, or loads what was compiled, at the smallest price.
-    tiny = ua.fit(synthetic_image(2 * config.cell).to(device), (2, 2), **options | {"steps": 2})
+    tiny = ua.fit(synthetic_image(2 * case.size // case.cells).to(device), (2, 2), **options | {"steps": 2})
     tiny.render(torch.rand(1, case.channels, 2, 2, device=device))
 
     image = synthetic_image(case.size).to(device)
@@ -312,7 +313,7 @@ def ratios(config: Config, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 def targets(config: Config, rows: Sequence[Row]) -> list[Row]:
     """The figures that the backend "cpu" is to reach, where this run measures what they are stated for."""
-    if (config.preset, config.cell, config.steps, config.channels) != ("released", 16, 51, 384):
+    if (config.preset, config.cells, config.steps, config.channels) != ("released", [14, 16], 51, 384):
         return []
     rows = [row for row in rows if row["backend"] == "cpu"]
     measured: list[tuple[int | None, str, float, float]] = []
@@ -371,7 +372,7 @@ def report(config: Config, results: dict[str, Any], tracker: Tracker) -> None:
         ticks = [side for side in TICKS if side <= max(*config.sizes, *PAPER)]
         title = "seconds, fit and render" if index == 0 else "peak memory above the imports, MB"
         figures.append(plots.Plot([*curves, paper], title, "image side, pixels", ticks=ticks))
-    what = f"{config.steps} steps, {config.channels} channels, {config.cell} pixels a cell"
+    what = f"{config.steps} steps, {config.channels} channels, {' or '.join(map(str, config.cells))} pixels a cell"
     tracker.figure(
         "scaling",
         plots.curves([figures], title=f"{what}, {device_name(results)}", log_y=True, width=4.4, height=3.4),

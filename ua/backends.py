@@ -23,7 +23,7 @@ def choose(name: str, signal: Tensor, guide: Tensor) -> ModuleType:
         present = plugins.names(PACKAGE)
         candidates = (plugins.find(PACKAGE, fast) for fast in FASTEST_FIRST if fast in present)
         return next(backend for backend in candidates if backend.refuses(signal, guide) is None)
-    backend = plugins.find(PACKAGE, name)
+    backend = plugins.find(PACKAGE, name, needs="reconstruction_l1")
     reason = backend.refuses(signal, guide)
     if reason is not None:
         raise ValueError(f"backend={name!r} cannot compute this: {reason}; use backend='torch' or 'auto'")
@@ -33,5 +33,5 @@ def choose(name: str, signal: Tensor, guide: Tensor) -> ModuleType:
 def check_name(name: str) -> None:
     """Raises ValueError for a name that is no backend; a dotted name is only tried when it is used."""
     accepted = ["auto", *plugins.names(PACKAGE)]
-    if name not in accepted and "." not in name:
+    if not isinstance(name, str) or (name not in accepted and "." not in name):
         raise ValueError(plugins.unknown("backend", name, accepted))

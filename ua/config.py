@@ -72,8 +72,8 @@ class FitConfig:
                 raise ValueError(f"{name} must be an integer >= 0, got {getattr(self, name)!r}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be in (0, 1], got {self.lr_decay!r}")
-        plugins.find("ua.parameterisations", self.parameterisation)
-        plugins.find("ua.guides", self.guide)
+        plugins.find("ua.parameterisations", self.parameterisation, needs="Kernels")
+        plugins.find("ua.guides", self.guide, needs="transform")
 
     def replace(self, **overrides: object) -> FitConfig:
         """A copy with some fields changed.
@@ -146,6 +146,6 @@ def preset(name: str) -> FitConfig:
     Raises:
         ValueError: unknown name.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(plugins.unknown("preset", name, PRESETS))
     return PRESETS[name]

@@ -20,7 +20,7 @@ from ua.config import preset as find_preset
 from ua.files import atomic_path
 from ua.gaussians import EPS, Gaussians
 from ua.parameterisations import SMALLEST_SIGMA, Parameterisation
-from ua.rendering import cells_per_pixel, radius_map, render, support, to_grid
+from ua.rendering import cells_per_pixel, check_gaussians, radius_map, render, support, to_grid
 
 Callback = Callable[[int, Tensor, Gaussians], None]
 
@@ -61,6 +61,7 @@ class Fit:
 
     def with_gaussians(self, gaussians: Gaussians) -> Fit:
         """The same image and settings with other Gaussians, e.g. those that a callback kept; its `losses` are empty."""
+        check_gaussians(gaussians, tuple(self.gaussians.theta.shape))
         return dataclasses.replace(self, gaussians=gaussians, losses=self.losses[:0])
 
     def save(self, path: str | Path) -> None:
@@ -70,7 +71,9 @@ class Fit:
         tensors = {"image": self.image, "losses": self.losses, **self.gaussians._asdict()}
         metadata = {"config": json.dumps(dataclasses.asdict(self.config)), "backend": self.backend}
         with atomic_path(path) as temporary:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            save_file(
+                {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, temporary, metadata
+            )
 
     @staticmethod
     def load(path: str | Path) -> Fit:
@@ -92,6 +95,11 @@ class Fit:
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path: {str(path)!r} is not a file that ua.Fit.save wrote ({error})") from error
         gaussians = Gaussians(*(tensors[name] for name in Gaussians._fields))
+        try:
+            grid = inputs.check_grid(tuple(gaussians.theta.shape[-2:]), inputs.as_image(tensors["image"]))
+            check_gaussians(gaussians, (len(tensors["image"]), *grid))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"path: the tensors of {str(path)!r} do not fit together ({error})") from error
         return Fit(gaussians, tensors["losses"], config, tensors["image"], backend)
 
 
@@ -126,6 +134,8 @@ def fit(
         TypeError, ValueError: an argument of another type, shape, range or name; the message names it.
     """
     config = resolve(preset, overrides)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     # A fit needs gradients of its own, also where the caller has switched them off, and none of the caller's.
     with torch.inference_mode(False), torch.enable_grad():
         pixels = inputs.as_image(image).detach()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Rounding of a resize or a colour conversion, not a different range.
 RANGE_SLACK = 1e-4
+# Converted to L or RGB without a loss; others (16-bit, float) would be clipped.
+PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
 
 
 def as_image(image: Any) -> Tensor:
@@ -42,14 +44,24 @@ def _image_tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image
     if hasattr(image, "convert") and hasattr(image, "getbands"):  # PIL, which we need not import to know
+        if image.mode not in PIL_MODES:
+            raise ValueError(
+                f"image must have one of the PIL modes {', '.join(PIL_MODES)}, got {image.mode!r}; "
+                "make a float array in [0, 1] of it (ua.io.load_image reads 16-bit files)"
+            )
         image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3):
             raise ValueError(f"image as a NumPy array must be (H, W, G) or (H, W), got {_shape(image)}")
-        if image.dtype.kind not in "fu":
-            raise TypeError(f"image must be float in [0, 1] or uint8, got {image.dtype}")
-        return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
+        return _from_numpy("image", np.atleast_3d(image).transpose(2, 0, 1), "float in [0, 1] or uint8")
     raise TypeError(f"image must be a tensor, a NumPy array or a PIL image, got {type(image).__name__}")
+
+
+def _from_numpy(name: str, array: np.ndarray, accepted: str) -> Tensor:
+    """A tensor of the same values; arrays in another byte order are copied."""
+    if array.dtype.kind not in "fub" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name} must be {accepted}, got {array.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
 
 
 def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -60,8 +72,12 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
     Raises:
         TypeError: not a floating tensor or array. ValueError: shape, batch, size, or not finite where valid.
     """
-    if isinstance(signal, np.ndarray):
-        signal = torch.from_numpy(np.ascontiguousarray(signal))
+    if isinstance(signal, np.ndarray) and signal.dtype.kind not in "iuc":
+        signal = _from_numpy("signal", signal, "floating point")
+    elif isinstance(signal, np.ndarray):
+        raise TypeError(
+            f"signal must be floating point, got {signal.dtype}; turn class ids into one-hot channels first"
+        )
     if not isinstance(signal, Tensor):
         raise TypeError(f"signal must be a tensor or a NumPy array, got {type(signal).__name__}")
     if not signal.is_floating_point():
@@ -91,12 +107,10 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
 def _as_valid(valid: Any, signal: Tensor) -> Tensor:
     batch, _, rows, cols = signal.shape
     if isinstance(valid, np.ndarray):
-        valid = torch.from_numpy(np.ascontiguousarray(valid))
+        valid = _from_numpy("valid", valid, "a boolean tensor or array")
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
         raise TypeError(f"valid must be a boolean tensor or array, got {getattr(valid, 'dtype', type(valid).__name__)}")
-    if valid.ndim == 2:
-        valid = valid[None]
-    if tuple(valid.shape) not in ((batch, rows, cols), (1, rows, cols)):
+    if tuple(valid.shape) not in ((batch, rows, cols), (1, rows, cols), (rows, cols)):
         raise ValueError(f"valid must be ({batch}, {rows}, {cols}) or ({rows}, {cols}), got {_shape(valid)}")
     valid = valid.to(signal.device).expand(batch, rows, cols)
     if not bool(valid.flatten(1).any(1).all()):

@@ -17,16 +17,26 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
 
 
-def find(package: str, name: str) -> ModuleType:
+def find(package: str, name: str, needs: str = "") -> ModuleType:
     """The module `package.name`, or, where `name` has a dot, the module of that full name (somebody's own part).
 
     Raises:
-        ValueError: no such part; the message names the nearest one and all others.
+        TypeError: `name` is no text.
+        ValueError: no such part, the message names the nearest one and all others; or a module without `needs`.
     """
     kind = package.rsplit(".", 1)[-1]
-    if "." in name:
+    if not isinstance(name, str):
+        raise TypeError(f"{kind}: a name is needed, got {name!r} of type {type(name).__name__}")
+    module = _import(package, kind, name)
+    if needs and not hasattr(module, needs):
+        raise ValueError(f"{kind}: module {name!r} has no {needs!r}, which every one of {package} has")
+    return module
+
+
+def _import(package: str, kind: str, name: str) -> ModuleType:
+    if "." in name.strip("."):
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(name.strip("."))
         except ModuleNotFoundError as error:
             if not f"{name}.".startswith(f"{error.name}."):  # the module is there, something that it imports is not
                 raise

@@ -51,8 +51,10 @@ def render(
     guide = inputs.as_image(image)
     values, mask = inputs.as_signal(signal, valid, guide)
     grid = inputs.grid_of(values)
-    _check_gaussians(gaussians, (len(guide), *grid))
-    config = config or preset("default")
+    check_gaussians(gaussians, (len(guide), *grid))
+    config = preset("default") if config is None else config
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config must be a ua.FitConfig, got {type(config).__name__}; ua.preset(name) gives one")
     maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
     guide = plugins.find("ua.guides", config.guide).transform(guide)
     chosen = backends.choose(backend, values, guide)
@@ -118,7 +120,8 @@ def cells_per_pixel(config: FitConfig, guide: Tensor, lr_map: Tensor) -> float:
     return 2 / math.sqrt((height / rows) * (width / cols))
 
 
-def _check_gaussians(gaussians: Gaussians, shape: tuple[int, ...]) -> None:
+def check_gaussians(gaussians: Gaussians, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless the four maps are finite, (B, h, w) of this shape, the sigmas positive."""
     if not isinstance(gaussians, tuple) or len(gaussians) != len(Gaussians._fields):
         raise TypeError(f"gaussians must be ua.Gaussians, got {type(gaussians).__name__}")
     for name, lr_map in zip(Gaussians._fields, gaussians, strict=True):

@@ -34,7 +34,7 @@ def test_cases_keep_to_the_limits():
         ("cpu", 224, 51), ("cpu", 448, 51), ("torch", 224, 51),
         ("cpu", 224, 5), ("torch", 224, 5), ("reference", 224, 5),
     ]  # fmt: skip
-    assert benchmark.cases(Config(backends=["cpu"], sizes=[224])) == [Case("cpu", 224, 14, 51, 384)]
+    assert benchmark.cases(Config(backends=["cpu"], sizes=[224])) == [Case("cpu", 224, 16, 51, 384)]
 
 
 def test_exponent_of_a_linear_cost():
@@ -103,7 +103,7 @@ def test_a_case_that_fails_says_why():
         benchmark.in_new_process(Case("nothing", 32, 2, 1, 2), Config(**SMALL))
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"sizes": [8]}, "at least one cell"), ({"repeats": 0}, "repeats")])
+@pytest.mark.parametrize(("changes", "words"), [({"sizes": [40]}, "multiples of one of cells"), ({"repeats": 0}, "repeats")])
 def test_bad_values(changes, words):
     with pytest.raises(ValueError, match=words):
         Config(**changes)

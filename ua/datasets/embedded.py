@@ -57,7 +57,7 @@ def _photograph(name: str, size: tuple[int, int] | None) -> Sample:
 
     image = to_image(getattr(data, name)())
     if name == "retina" and size is not None and min(size) < min(image.shape[-2:]):
-        image = area(image, (min(size), min(size)))[0]
+        image = area(image, (min(size), min(size)))[0].clamp(0, 1)  # roundoff
     rows, columns = centre_crop(_size(image), size)
     author, licence = PHOTOGRAPHS[name]
     return Sample(name, image[:, rows, columns].contiguous(), source=f"skimage.data.{name}: {author}", licence=licence)

@@ -1,0 +1,85 @@
+"""Choosing a backend."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ua
+from kernels.bilateral import cpu, reference
+from kernels.bilateral import torch as blocks
+from ua import backends
+
+IMAGE = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+SIGNAL = torch.randn(1, 2, 2, 3, generator=torch.Generator().manual_seed(1))
+
+# A backend of one's own: a module with `refuses`, `render` and `reconstruction_l1`.
+OWN = """
+from kernels.bilateral.reference import reconstruction_l1, refuses
+from kernels.bilateral.reference import render as reference_render
+calls = []
+
+def render(*arguments, **options):
+    calls.append(1)
+    return reference_render(*arguments, **options)
+"""
+
+
+def test_by_name() -> None:
+    for name, module in {"reference": reference, "torch": blocks, "cpu": cpu}.items():
+        assert backends.choose(name, SIGNAL, IMAGE) is module
+
+
+def test_auto_is_the_fastest_that_can() -> None:
+    assert backends.choose("auto", SIGNAL, IMAGE) is cpu
+    assert backends.choose("auto", SIGNAL.half(), IMAGE) is cpu
+    assert backends.choose("auto", SIGNAL.double(), IMAGE) is blocks
+    assert backends.choose("auto", SIGNAL, IMAGE.double()) is blocks
+    assert backends.choose("auto", SIGNAL, IMAGE.clone().requires_grad_()) is blocks
+
+
+def test_auto_without_numba_is_the_portable_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "numba" in str(cpu.refuses(SIGNAL, IMAGE))
+    assert backends.choose("auto", SIGNAL, IMAGE) is blocks
+
+
+def test_every_backend_has_the_same_three_functions() -> None:
+    import inspect
+
+    for module in (blocks, cpu):
+        for function in ("refuses", "render", "reconstruction_l1"):
+            parameters = inspect.signature(getattr(module, function)).parameters
+            assert list(parameters) == list(inspect.signature(getattr(reference, function)).parameters), function
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+        backends.choose("gpu", SIGNAL, IMAGE)
+    with pytest.raises(ValueError, match="unknown backend 'refrence'; did you mean 'reference'"):
+        backends.check_name("refrence")
+
+
+def test_a_refusal_is_an_error_that_says_why() -> None:
+    with pytest.raises(ValueError, match="backend='cpu' cannot compute this: .*float64"):
+        backends.choose("cpu", SIGNAL.double(), IMAGE)
+
+
+@pytest.mark.parametrize("preset", list(ua.PRESETS))
+def test_all_agree_on_a_whole_upsampling(preset: str) -> None:
+    # Without a fit, whose steps may amplify rounding; test_fitting.py compares fits.
+    image, signal = IMAGE.double(), SIGNAL.double()
+    exact = ua.upsample(image, signal, preset=preset, backend="reference", steps=0)
+    assert (ua.upsample(image, signal, preset=preset, backend="torch", steps=0) - exact).abs().max() < 1e-7
+    assert (ua.upsample(IMAGE, SIGNAL, preset=preset, backend="cpu", steps=0) - exact).abs().max() < 1e-5
+
+
+def test_a_backend_of_ones_own_by_dotted_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_backends").mkdir()
+    (tmp_path / "own_backends" / "counting.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = ua.upsample(IMAGE, SIGNAL, backend="own_backends.counting", back_projections=0)
+    from own_backends import counting
+
+    assert counting.calls == [1]
+    assert torch.equal(found, ua.upsample(IMAGE, SIGNAL, backend="reference", back_projections=0))

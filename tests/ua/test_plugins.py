@@ -1,0 +1,54 @@
+"""Parts by name."""
+
+from pathlib import Path
+
+import pytest
+
+from ua import plugins
+
+
+def test_parts_of_a_package_are_its_modules() -> None:
+    names = list(plugins.names("ua.parameterisations"))
+    assert names == sorted(names)
+    assert {"anisotropic", "isotropic", "log_covariance", "shared_range", "no_range", "fixed"} <= set(names)
+    assert {"reference", "torch", "cpu"} <= set(plugins.names("kernels.bilateral"))
+    assert not any(name.startswith("_") for name in plugins.names("kernels.bilateral"))
+
+
+@pytest.mark.parametrize("package", ["ua.parameterisations", "ua.guides", "ua.baselines", "kernels.bilateral"])
+def test_every_part_can_be_found(package: str) -> None:
+    for name in plugins.names(package):
+        assert plugins.find(package, name).__name__ == f"{package}.{name}"
+
+
+def test_a_dotted_name_is_a_module_of_that_name() -> None:
+    import json.decoder
+
+    assert plugins.find("ua.baselines", "json.decoder") is json.decoder
+
+
+@pytest.mark.parametrize("name", ["bilinera", "", "_private", "kernels", "Bilinear"])
+def test_unknown_parts(name: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown baselines? {name!r}.*bicubic, bilinear"):
+        plugins.find("ua.baselines", name)
+
+
+@pytest.mark.parametrize("name", ["no_such.thing", "json.no_such", "json.decoder.no_such", "math.sin"])
+def test_unknown_modules(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no module {name!r}"):
+        plugins.find("ua.baselines", name)
+
+
+def test_what_a_part_fails_to_import_is_not_blamed_on_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_made").mkdir()
+    (tmp_path / "half_made" / "__init__.py").touch()
+    (tmp_path / "half_made" / "part.py").write_text("import a_package_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_missing"):
+        plugins.find("ua.baselines", "half_made.part")
+
+
+def test_the_nearest_name_is_suggested_where_there_is_one() -> None:
+    assert "did you mean 'apple'" in plugins.unknown("fruit", "aple", ["pear", "apple"])
+    assert "did you mean" not in plugins.unknown("fruit", "xyz", ["pear", "apple"])
+    assert plugins.unknown("fruit", "xyz", ["pear", "apple"]) == "unknown fruit 'xyz' (accepted: pear, apple)"
