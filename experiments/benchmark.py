@@ -56,10 +56,10 @@ TARGET_EXPONENT = 1.1
 class Config:
     """What to measure; configs/experiment/benchmark.yaml holds the same values.
 
-    backends: modules of `kernels.bilateral`. device: as torch knows it. preset: of the library. sizes: HR pixels a side.
-    cells: HR pixels per LR cell, the first one that divides the size counts. steps: of the fit. channels: rendered.
-    limits: backend -> its largest size, 0 for none. compare_size, compare_steps: where every backend is compared with
-    the reference. repeats: at most. budget: seconds for the repeats of one measurement.
+    backends: modules of `kernels.bilateral`. device: as torch knows it. preset: of the library. sizes: HR pixels a
+    side. cells: HR pixels per LR cell, the first one that divides the size counts. steps: of the fit. channels:
+    rendered. limits: backend -> its largest size, 0 for none. compare_size, compare_steps: where every backend is
+    compared with the reference. repeats: at most. budget: seconds for the repeats of one measurement.
     """
 
     backends: list[str] = field(default_factory=lambda: ["cpu", "torch", "reference"])

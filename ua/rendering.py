@@ -107,7 +107,8 @@ def radius_map(gaussians: Gaussians, guide: Tensor, config: FitConfig) -> Tensor
     if bool((cells > config.radius - 1 + 1e-3).all()):
         return None
     at_pixels = F.interpolate(cells[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return torch.ceil(at_pixels).clamp(1, max(1, config.radius)).long()
+    # A little less, so that the rounding of sigma = 2 cells does not make 3 of it.
+    return torch.ceil(at_pixels - 1e-3).clamp(1, max(1, config.radius)).long()
 
 
 def cells_per_pixel(config: FitConfig, guide: Tensor, lr_map: Tensor) -> float:

@@ -640,7 +640,7 @@ def write_radius(raw, floor, cells_per_pixel, largest, cols, radius):
             u = max((x + HALF) * np.float32(cols / width) - HALF, ZERO)
             j = min(np.int32(u), np.int32(cols - 1))
             mixed = line[j] + (u - np.float32(j)) * (line[j + 1] - line[j])
-            radius[y, x] = min(max(np.ceil(mixed), ONE), np.float32(largest))
+            radius[y, x] = min(max(np.ceil(mixed - np.float32(1e-3)), ONE), np.float32(largest))
 
 
 @compiled

