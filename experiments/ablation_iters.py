@@ -229,7 +229,7 @@ def baselines(config: Config) -> dict[str, dict[str, Any]]:
 
 def baseline(name: str, options: Mapping[str, Any], image: Tensor) -> Upsampler:
     """A module of `ua.baselines` as a function of the signal."""
-    module = plugins.find("ua.baselines", name)
+    module = plugins.find("ua.baselines", name, needs="upsample")
     return lambda low, valid: module.upsample(image, low, valid, **options)
 
 

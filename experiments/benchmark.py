@@ -174,7 +174,8 @@ def measure(case: Case, config: Config) -> Row:
     Memory is that of the process above what it had after the imports, inputs and outputs included, and on a
     GPU what PyTorch allocated there.
     """
-    plugins.find("kernels.bilateral", case.backend)  # Numba or Triton belong to the imports
+    backend = plugins.find("kernels.bilateral", case.backend)
+    getattr(backend, "_loops", lambda: None)()  # Numba belongs to the imports
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -43,8 +43,12 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     rows, cols = signal.values.shape[-2:]
     tracker.say(f"{signal.kind} {tuple(signal.values.shape)} -> {len(signal.values), *image.shape[-2:]}")
 
+    settings = config.fit
+    if signal.kind == "probabilities" and settings.back_projections:
+        tracker.say("probabilities are a prediction and no average: rendered without back-projection")
+        settings = settings.replace(back_projections=0)
     start = now(device)
-    fit = ua.fit(image, (rows, cols), backend=config.backend, **dataclasses.asdict(config.fit))
+    fit = ua.fit(image, (rows, cols), backend=config.backend, **dataclasses.asdict(settings))
     fitted = now(device)
     result = fit.render(signal.values.to(device), valid)[0]
     rendered = now(device)

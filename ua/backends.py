@@ -23,7 +23,7 @@ def choose(name: str, signal: Tensor, guide: Tensor) -> ModuleType:
         present = plugins.names(PACKAGE)
         candidates = (plugins.find(PACKAGE, fast) for fast in FASTEST_FIRST if fast in present)
         return next(backend for backend in candidates if backend.refuses(signal, guide) is None)
-    backend = plugins.find(PACKAGE, name, needs="reconstruction_l1")
+    backend = plugins.find(PACKAGE, name, needs="refuses", kind="backend")
     reason = backend.refuses(signal, guide)
     if reason is not None:
         raise ValueError(f"backend={name!r} cannot compute this: {reason}; use backend='torch' or 'auto'")

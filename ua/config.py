@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from ua import plugins
 
@@ -64,16 +65,18 @@ class FitConfig:
                 raise ValueError(plugins.unknown(name, getattr(self, name), choices))
         for name in ("sigma", "sigma_r", "lr", "lr_decay"):
             _require_number(name, getattr(self, name), float, "a positive number")
+            object.__setattr__(self, name, float(getattr(self, name)))
             if not (0 < getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
         for name in ("radius", "steps", "back_projections"):
             _require_number(name, getattr(self, name), int, "an integer >= 0")
+            object.__setattr__(self, name, int(getattr(self, name)))
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be an integer >= 0, got {getattr(self, name)!r}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be in (0, 1], got {self.lr_decay!r}")
-        plugins.find("ua.parameterisations", self.parameterisation, needs="Kernels")
-        plugins.find("ua.guides", self.guide, needs="transform")
+        plugins.find("ua.parameterisations", self.parameterisation, needs="Kernels", kind="parameterisation")
+        plugins.find("ua.guides", self.guide, needs="transform", kind="guide")
 
     def replace(self, **overrides: object) -> FitConfig:
         """A copy with some fields changed.
@@ -89,7 +92,7 @@ class FitConfig:
 
 
 def _require_number(name: str, value: object, kind: type, accepted: str) -> None:
-    allowed = (int, float) if kind is float else (int,)
+    allowed = Real if kind is float else Integral  # NumPy's numbers, too
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise TypeError(f"{name} must be {accepted}, got {value!r} of type {type(value).__name__}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,18 @@ from ua.config import preset as find_preset
 from ua.files import atomic_path
 from ua.gaussians import EPS, Gaussians
 from ua.parameterisations import SMALLEST_SIGMA, Parameterisation
-from ua.rendering import cells_per_pixel, check_gaussians, radius_map, render, support, to_grid
+from ua.rendering import cells_per_pixel, check_gaussians, no_autocast, radius_map, render, support, to_grid
 
 Callback = Callable[[int, Tensor, Gaussians], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """Gaussians fitted to one batch of images.
 
     Attributes:
         gaussians: the four maps, each (B, h, w).
-        losses: (steps, B), the loss of every image before each step.
+        losses: (steps, B), the loss of every image before each step; (0, B) where nothing was to be fitted.
         config: the settings that made it.
         image: the guide, (B, G, H, W) float in [0, 1].
         backend: what `render` computes with.
@@ -61,7 +62,7 @@ class Fit:
 
     def with_gaussians(self, gaussians: Gaussians) -> Fit:
         """The same image and settings with other Gaussians, e.g. those that a callback kept; its `losses` are empty."""
-        check_gaussians(gaussians, tuple(self.gaussians.theta.shape))
+        check_gaussians(gaussians, tuple(self.gaussians.theta.shape), self.image)
         return dataclasses.replace(self, gaussians=gaussians, losses=self.losses[:0])
 
     def save(self, path: str | Path) -> None:
@@ -77,7 +78,7 @@ class Fit:
 
     @staticmethod
     def load(path: str | Path) -> Fit:
-        """Read what `save` wrote. Nothing in the file can run code.
+        """Read what `save` wrote. Nothing in the file can run code; parts of your own must have been imported before.
 
         Raises:
             FileNotFoundError: no such file. ValueError: not a file that `save` wrote.
@@ -90,14 +91,21 @@ class Fit:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in ("image", "losses", *Gaussians._fields)}
-            config = FitConfig().replace(**json.loads(metadata["config"]))
-            backend = metadata["backend"]
+            fields, backend = json.loads(metadata["config"]), metadata["backend"]
+            for part in (fields["guide"], fields["parameterisation"], backend):
+                # A dotted name is a module, and importing a module runs code: only the caller may do that.
+                if "." in part and part not in sys.modules:
+                    raise ValueError(f"it needs the module {part!r}: import that first, if you trust it")
+            backends.check_name(backend)
+            config = FitConfig().replace(**fields)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path: {str(path)!r} is not a file that ua.Fit.save wrote ({error})") from error
         gaussians = Gaussians(*(tensors[name] for name in Gaussians._fields))
         try:
             grid = inputs.check_grid(tuple(gaussians.theta.shape[-2:]), inputs.as_image(tensors["image"]))
-            check_gaussians(gaussians, (len(tensors["image"]), *grid))
+            check_gaussians(gaussians, (len(tensors["image"]), *grid), tensors["image"])
+            if tensors["losses"].ndim != 2 or tensors["losses"].shape[1] != len(tensors["image"]):
+                raise ValueError(f"losses must be (steps, B), got {tuple(tensors['losses'].shape)}")
         except (TypeError, ValueError) as error:
             raise ValueError(f"path: the tensors of {str(path)!r} do not fit together ({error})") from error
         return Fit(gaussians, tensors["losses"], config, tensors["image"], backend)
@@ -136,16 +144,15 @@ def fit(
     config = resolve(preset, overrides)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
-    # A fit needs gradients of its own, also where the caller has switched them off, and none of the caller's.
-    with torch.inference_mode(False), torch.enable_grad():
-        pixels = inputs.as_image(image).detach()
-        pixels = pixels.clone() if pixels.is_inference() else pixels
+    # A fit needs gradients of its own, also where the caller has switched them off, and all digits under autocast.
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast():
+        pixels = inputs.as_image(image).detach().clone()  # the caller may reuse its memory; the fit keeps this
         rows, cols = inputs.check_grid(grid, pixels)
         guide = plugins.find("ua.guides", config.guide).transform(pixels)
         chosen = backends.choose(backend, guide, guide)
-        sigma = {"pixel": (config.sigma, config.sigma)}.get(
-            config.sigma_unit, (config.sigma * guide.shape[-1] / cols, config.sigma * guide.shape[-2] / rows)
-        )
+        sigma = (config.sigma, config.sigma)
+        if config.sigma_unit == "cell":
+            sigma = (config.sigma * guide.shape[-1] / cols, config.sigma * guide.shape[-2] / rows)
         parts = plugins.find("ua.parameterisations", config.parameterisation)
         kernels: Parameterisation = parts.Kernels((len(guide), rows, cols), *sigma, config.sigma_r).to(guide)
         losses = _optimise(kernels, guide, (rows, cols), config, chosen, callback)

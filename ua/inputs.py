@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 # Rounding of a resize or a colour conversion, not a different range.
 RANGE_SLACK = 1e-4
-# Converted to L or RGB without a loss; others (16-bit, float) would be clipped.
+# Converted to L or RGB, transparency dropped; others (16-bit, float) would be clipped.
 PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
 
 
@@ -61,6 +62,8 @@ def _from_numpy(name: str, array: np.ndarray, accepted: str) -> Tensor:
     """A tensor of the same values; arrays in another byte order are copied."""
     if array.dtype.kind not in "fub" or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must be {accepted}, got {array.dtype}")
+    # A copy where the memory is read-only: PyTorch cannot promise to leave it alone.
+    array = np.array(array) if not array.flags.writeable else array
     return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
 
 
@@ -126,9 +129,9 @@ def check_grid(grid: Any, guide: Tensor) -> tuple[int, int]:
     """
     if not isinstance(grid, (tuple, list, torch.Size)) or len(grid) != 2:
         raise TypeError(f"grid must be a pair (h, w), got {grid!r}")
-    if not all(isinstance(cells, int) and not isinstance(cells, bool) for cells in grid):
+    if not all(isinstance(cells, Integral) and not isinstance(cells, bool) for cells in grid):
         raise TypeError(f"grid must be two integers (h, w), got {tuple(grid)!r}")
-    (rows, cols), (height, width) = grid, guide.shape[-2:]
+    (rows, cols), (height, width) = map(int, grid), guide.shape[-2:]
     if not (1 <= rows <= height and 1 <= cols <= width):
         raise ValueError(f"grid (h, w) must be between 1 x 1 and the image's {height} x {width}, got {rows} x {cols}")
     return rows, cols

@@ -1,4 +1,4 @@
-"""Quality measures. Each returns a Python float; every leading dimension is pooled.
+"""Quality measures. Each score is a Python float; every leading dimension is pooled.
 
 Continuous maps are `(C, H, W)` or `(B, C, H, W)`, label maps `(H, W)` or `(B, H, W)` integers. `valid` is a
 boolean mask of the pixels whose truth is known, `(H, W)` or `(B, H, W)`; what lies outside it is never read.

@@ -17,14 +17,16 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
 
 
-def find(package: str, name: str, needs: str = "") -> ModuleType:
+def find(package: str, name: str, needs: str = "", kind: str = "") -> ModuleType:
     """The module `package.name`, or, where `name` has a dot, the module of that full name (somebody's own part).
+
+    `kind` is what errors call the part, by default the last word of the package.
 
     Raises:
         TypeError: `name` is no text.
         ValueError: no such part, the message names the nearest one and all others; or a module without `needs`.
     """
-    kind = package.rsplit(".", 1)[-1]
+    kind = kind or package.rsplit(".", 1)[-1]
     if not isinstance(name, str):
         raise TypeError(f"{kind}: a name is needed, got {name!r} of type {type(name).__name__}")
     module = _import(package, kind, name)
@@ -34,9 +36,9 @@ def find(package: str, name: str, needs: str = "") -> ModuleType:
 
 
 def _import(package: str, kind: str, name: str) -> ModuleType:
-    if "." in name.strip("."):
+    if "." in name and not name.startswith(".") and not name.endswith("."):
         try:
-            return importlib.import_module(name.strip("."))
+            return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if not f"{name}.".startswith(f"{error.name}."):  # the module is there, something that it imports is not
                 raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,29 +53,47 @@ def render(
     guide = inputs.as_image(image)
     values, mask = inputs.as_signal(signal, valid, guide)
     grid = inputs.grid_of(values)
-    check_gaussians(gaussians, (len(guide), *grid))
+    check_gaussians(gaussians, (len(guide), *grid), guide)
     config = preset("default") if config is None else config
     if not isinstance(config, FitConfig):
         raise TypeError(f"config must be a ua.FitConfig, got {type(config).__name__}; ua.preset(name) gives one")
-    maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
-    guide = plugins.find("ua.guides", config.guide).transform(guide)
-    chosen = backends.choose(backend, values, guide)
+    with no_autocast():
+        out = _render(values, guide, gaussians, mask, config, backend)
+    return out.to(values.dtype)
+
+
+def _render(
+    signal: Tensor, image: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig, backend: str
+) -> Tensor:
+    """`render` of checked arguments; the result may have more digits than the signal."""
+    maps = Gaussians(*(lr_map.to(image.dtype) for lr_map in gaussians))
+    guide = plugins.find("ua.guides", config.guide).transform(image)
+    chosen = backends.choose(backend, signal, guide)
+    if signal.dtype in (torch.float16, torch.bfloat16):
+        signal = signal.to(guide.dtype)  # rounded once, at the end
     out = chosen.render(
-        values,
+        signal,
         guide,
-        to_grid(guide, grid, config.guide_lr),
+        to_grid(guide, inputs.grid_of(signal), config.guide_lr),
         Factors(*maps.factors()),
         support=support(config),
         radius=radius_map(maps, guide, config),
-        valid=mask,
+        valid=valid,
     )
     for _ in range(config.back_projections):
-        out = _back_project(out, values, mask)
+        out = back_project(out, signal, valid)
     return out
 
 
-def _back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
-    """Add what `out` (B, C, H, W) lacks against the LR signal in every valid cell; NaN (not reached) stays."""
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Within, products keep the digits of their arguments, whatever autocast a caller has switched on."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
+    """Add what `out` (B, C, H, W) lacks against the LR signal (B, C, h, w) in every valid cell; NaN stays NaN."""
     average, _ = degrade.area(out, inputs.grid_of(signal), valid=None if valid is None else ~out.isnan()[:, 0])
     lacking = signal.to(average.dtype) - average
     if valid is not None:
@@ -121,13 +141,18 @@ def cells_per_pixel(config: FitConfig, guide: Tensor, lr_map: Tensor) -> float:
     return 2 / math.sqrt((height / rows) * (width / cols))
 
 
-def check_gaussians(gaussians: Gaussians, shape: tuple[int, ...]) -> None:
-    """Raises TypeError or ValueError unless the four maps are finite, (B, h, w) of this shape, the sigmas positive."""
+def check_gaussians(gaussians: Gaussians, shape: tuple[int, ...], guide: Tensor) -> None:
+    """Raises TypeError or ValueError unless the maps are of this shape, beside the guide, the sigmas positive, all finite.
+
+    sigma_r may be infinite: no range term.
+    """
     if not isinstance(gaussians, tuple) or len(gaussians) != len(Gaussians._fields):
         raise TypeError(f"gaussians must be ua.Gaussians, got {type(gaussians).__name__}")
     for name, lr_map in zip(Gaussians._fields, gaussians, strict=True):
         if not isinstance(lr_map, Tensor) or not lr_map.is_floating_point():
             raise TypeError(f"gaussians.{name} must be a floating-point tensor, got {type(lr_map).__name__}")
+        if lr_map.device != guide.device:
+            raise ValueError(f"gaussians.{name} must be on the image's device, {guide.device}, got {lr_map.device}")
         if tuple(lr_map.shape) != shape:
             raise ValueError(f"gaussians.{name} must be (B, h, w) = {shape}, got {tuple(lr_map.shape)}")
         if name != "theta" and not bool((lr_map.detach() > 0).all()):

@@ -133,7 +133,7 @@ def _job(config: DictConfig) -> None:
     """One run of one experiment in its folder."""
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        module = plugins.find("experiments", values["module"])
+        module = plugins.find("experiments", values["module"], needs="run", kind="module")
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key not in RUN_KEYS])
         experiment = typed(module.Config, own)
         logger = typed(LoggerConfig, config.logger)

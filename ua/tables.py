@@ -30,7 +30,7 @@ def markdown(
     """A Markdown table, numbers to the right, the best of a column in bold.
 
     Args:
-        rows: column name -> value; a column that a row lacks is left empty, None and NaN are shown as a dash.
+        rows: column name -> value; a column that a row lacks is shown as a dash, as None and NaN are.
         formats: column -> format specification, e.g. {"psnr": ".2f"}; numbers without one are shown as they
             are.
         best: column -> "max" or "min": which value is set in bold, with all that look equal to it

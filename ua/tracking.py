@@ -109,6 +109,7 @@ class Tracker:
         _keep_config(self.folder / "config.yaml", config)
         seed_everything(seed)
         _keep_environment(self.folder / "environment.json", {"command": command, "seed": seed, **environment()})
+        (self.folder / "summary.json").unlink(missing_ok=True)  # it says that the run ended well
         self._csv = self.folder / "metrics.csv"
         self._labels, self._values, rows = _read_csv(self._csv)
         self._rows = {_key(row): row for row in rows}
@@ -212,7 +213,8 @@ class _Wandb:
                 "or keep logger.mode=offline and upload later with `wandb sync`"
             )
         # Tables are staged in the user's home unless told otherwise.
-        os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str((folder / "wandb").resolve())
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+            os.environ.setdefault(name, str((folder / "wandb").resolve()))
         import wandb
 
         self._wandb = wandb
@@ -348,6 +350,12 @@ def _keep_environment(path: Path, values: dict[str, Any]) -> None:
     """Writes the environment; those of earlier starts in the same folder are kept beside it."""
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("commit", "cpu", "gpu", "threads", "versions"):
+            if earlier.get(name) != values.get(name):
+                raise ValueError(
+                    f"the rows in {str(path.parent)!r} were measured elsewhere: {name} was {earlier.get(name)}, is "
+                    f"{values.get(name)}; choose another folder, or delete that one"
+                )
         values = {**values, "earlier_starts": [*earlier.pop("earlier_starts", []), earlier]}
     write_json(path, values)
 

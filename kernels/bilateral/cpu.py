@@ -92,9 +92,9 @@ def fit_anisotropic(
 
     Args:
         source, guide, guide_lr, support: as `reconstruction_l1`.
-        raw: (4, B, h, w) float32, stepped in place: log sigma_x, log sigma_y, theta with theta = pi tanh(raw), log
-        sigma_r. cells_per_pixel: a pixel's radius is clamp(ceil(this * max(sigma_x, sigma_y)), 1, support.radius); 0:
-        support.radius. floor, epsilon: sigmas are at least `floor`; `epsilon` is added to 2 sigma^2.
+        raw: (4, B, h, w) float32, stepped in place: log sigma_x, log sigma_y, atanh(theta / pi), log sigma_r.
+        cells_per_pixel: the radius is clamp(ceil(this * max(sigma_x, sigma_y)), 1, support.radius); 0: support.radius.
+        floor, epsilon: sigmas are at least `floor`; `epsilon` is added to 2 sigma^2.
         lr, lr_decay: of Adam; the rate after n steps is lr * lr_decay^n.
 
     Yields:
@@ -102,7 +102,7 @@ def fit_anisotropic(
     """
     loops = _loops()
     (batch, _, rows, cols), (height, width) = source.shape, guide.shape[-2:]
-    nothing = Factors(*torch.zeros(5, batch, rows, cols))
+    nothing = Factors(*torch.zeros(5, batch, rows, cols, dtype=torch.float32))
     problems = _problems(source, guide, guide_lr, nothing, support, None, None)
     layout = _layout(rows, cols, height, width, support.radius)
     raws = raw.permute(1, 0, 2, 3).flatten(2).contiguous().numpy()  # [B, 4, h w]
@@ -263,7 +263,7 @@ def _problems(
     smallest_eigenvalue = ((a + c) - torch.hypot(a - c, 2 * b)).clamp_min(0) / 2
     root = math.sqrt(LOG2_E)
     columns = (ux * root, uy * root, vx * root, vy * root, r * LOG2_E, smallest_eigenvalue * LOG2_E * (1 - 1e-6))
-    table = torch.zeros(batch, rows * cols, len(columns) + -(-guide.shape[1] // 3) * 3)
+    table = torch.zeros(batch, rows * cols, len(columns) + -(-guide.shape[1] // 3) * 3, dtype=torch.float32)
     for i, column in enumerate((*columns, *guide_lr.flatten(2).unbind(1))):
         table[:, :, i] = column
     # Channels last, filled up with zeros to a multiple of 4, as the loops over channels take them.
@@ -309,7 +309,7 @@ class _Layout(NamedTuple):
     centres_x: np.ndarray
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _layout(rows: int, cols: int, height: int, width: int, radius: int) -> _Layout:
     """Everything that depends on sizes alone."""
     starts_y, starts_x = owner_starts(rows, height), owner_starts(cols, width)

@@ -47,12 +47,13 @@ def render(
     """Same contract as `kernels.bilateral.reference.render`."""
     (rows, cols), (height, width) = signal.shape[-2:], guide.shape[-2:]
     axes = (_axis(rows, height, guide), _axis(cols, width, guide))
-    # A band is some LR rows, or, where one alone is too large, some lines of the blocks of one row.
+    # A band is some LR rows, or, where one alone is too large, some lines of the blocks of one row. What it holds are
+    # scores (pixels x candidates) and the candidates' signals (channels x cells x candidates).
     candidates = len(disc_offsets(support.radius))
     scores_per_line = len(signal) * axes[1].pixel.numel() * candidates
     lines = max(1, min(axes[0].pixel.shape[1], BAND_SCORES // scores_per_line))
-    rows_per_band = max(1, BAND_SCORES // (scores_per_line * axes[0].pixel.shape[1]))
-    # Cast once, so that the gradients of all bands are summed before they are rounded.
+    values_per_row = max(scores_per_line * axes[0].pixel.shape[1], signal[:, :, 0].numel() * candidates)
+    rows_per_band = max(1, BAND_SCORES // values_per_row)
     tensors = (signal.to(guide.dtype), guide, guide_lr, *factors)
     recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

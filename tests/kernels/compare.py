@@ -1,4 +1,4 @@
-"""What the tests of the operator share: made-up problems, and a comparison that bounds the largest and the RMS error."""
+"""What the tests of the operator share: made-up problems, and a comparison that bounds largest and RMS error."""
 
 from __future__ import annotations
 
@@ -88,9 +88,7 @@ class Problem:
         coefficients = torch.randn(out.shape, generator=torch.Generator().manual_seed(99))
         coefficients = ((8 * coefficients).round() / 8).to(out.dtype)
         out = out.masked_fill(~self.reached()[:, None], 0)
-        return dict(
-            zip(leaves, torch.autograd.grad((coefficients * out).sum(), tuple(leaves.values())), strict=True)
-        )
+        return dict(zip(leaves, torch.autograd.grad((coefficients * out).sum(), tuple(leaves.values())), strict=True))
 
     def loss_and_gradients(self, backend: ModuleType) -> tuple[Tensor, dict[str, Tensor]]:
         """`reconstruction_l1` of every image, and the gradients of a weighted sum of them by the factors."""
@@ -122,8 +120,9 @@ def make_problem(
 ) -> Problem:
     """Random rotated Gaussians over a random picture.
 
-    `sigma` and `sigma_r` are ranges, `sigma` in cells or in pixels; `valid` is the share of valid cells (one at least an image);
-    `radius_map` draws a radius of 0 to `radius` for every pixel; `reconstruct` makes the signal an LR version of the guide.
+    `sigma` and `sigma_r` are ranges, `sigma` in cells or in pixels; `valid` is the share of valid cells (at least one
+    an image); `radius_map` draws a radius of 0 to `radius` for every pixel; `reconstruct` makes the signal an LR
+    version of the guide.
     """
     random = torch.Generator().manual_seed(seed)
 
@@ -191,7 +190,7 @@ def largest_score(problem: Problem) -> float:
 
 
 def assert_near(actual: Tensor, expected: Tensor, *, largest: float, rms: float, unit: float = 1.0) -> None:
-    """Both the largest and the root mean square of |actual - expected| / unit are bounded; NaN where, and only where, expected.
+    """Both the largest and the root mean square of |actual - expected| / unit are bounded; NaN only where expected.
 
     Raises:
         AssertionError: with the worst places.
@@ -207,8 +206,8 @@ def assert_near(actual: Tensor, expected: Tensor, *, largest: float, rms: float,
     worst = error.flatten().argsort(descending=True)[:WORST_SHOWN]
     places = [tuple(int(i) for i in torch.unravel_index(place, error.shape)) for place in worst]
     lines = [f"  {place}: {float(actual[place]):.9g}, expected {float(expected[place]):.9g}" for place in places]
-    bounds = f"largest error {found_largest:.3g} (bound {largest:.3g}), RMS {found_rms:.3g} (bound {rms:.3g}), in units of {unit:.3g}"
-    raise AssertionError("\n".join([bounds, *lines]))
+    bounds = f"largest error {found_largest:.3g} (bound {largest:.3g}), RMS {found_rms:.3g} (bound {rms:.3g})"
+    raise AssertionError("\n".join([f"{bounds}, in units of {unit:.3g}", *lines]))
 
 
 def assert_same_gradients(

@@ -1,8 +1,9 @@
 """Every backend against the reference in float64 on the same numbers: values, every gradient, and the loss of the fit.
 
-Bounds are a few times what was measured. In float32 they are a multiple of its rounding (6e-8), and scores of a thousand are rounded
-a thousand times more coarsely than scores of one, in any backend: so the bound grows with the best score of the worst pixel.
-Values are of unit scale (standard normal signals); gradients are counted in units of their largest value.
+Bounds are a few times what was measured. In float32 they are a multiple of its rounding (6e-8), and scores of a
+thousand are rounded a thousand times more coarsely than scores of one, in any backend: so the bound grows with the best
+score of the worst pixel. Values are of unit scale (standard normal signals); gradients are counted in units of their
+largest value.
 """
 
 from types import ModuleType
@@ -43,13 +44,34 @@ CASES: dict[str, dict] = {
     "radius-map-clamp": {"grid": (6, 6), "size": (30, 30), "radius": 4, "radius_map": True, "border": "clamp"},
     "holes": {"grid": (9, 9), "size": (40, 40), "valid": 0.1, "batch": 2},
     "holes-clamp": {"grid": (9, 9), "size": (40, 40), "valid": 0.1, "border": "clamp"},
-    "holes-and-radius-map": {"grid": (6, 6), "size": (30, 30), "radius": 4, "radius_map": True, "valid": 0.1, "border": "clamp"},
+    "holes-and-radius-map": {
+        "grid": (6, 6),
+        "size": (30, 30),
+        "radius": 4,
+        "radius_map": True,
+        "valid": 0.1,
+        "border": "clamp",
+    },
     "narrow-and-long": {"grid": (6, 6), "size": (48, 48), "radius": 3, "sigma": (0.2, 20), "sigma_in_cells": False},
-    "very-flat": {"grid": (6, 6), "size": (48, 48), "radius": 8, "sigma": (100, 200), "sigma_r": (50, 90), "border": "clamp"},
+    "very-flat": {
+        "grid": (6, 6),
+        "size": (48, 48),
+        "radius": 8,
+        "sigma": (100, 200),
+        "sigma_r": (50, 90),
+        "border": "clamp",
+    },
     "cell-of-1600-pixels": {"grid": (2, 2), "size": (80, 80), "radius": 1},
     "cell-300-wide": {"grid": (2, 2), "size": (12, 600), "border": "clamp"},
     "cell-300-high": {"grid": (2, 2), "size": (600, 12), "border": "clamp"},
-    "released-support": {"grid": (16, 16), "size": (112, 112), "radius": 8, "sigma": (1, 1.5), "sigma_r": (0.1, 0.2), "border": "clamp"},
+    "released-support": {
+        "grid": (16, 16),
+        "size": (112, 112),
+        "radius": 8,
+        "sigma": (1, 1.5),
+        "sigma_r": (0.1, 0.2),
+        "border": "clamp",
+    },
 }
 # Best scores of hundreds and thousands: the exponentials' reference has to move, again and again.
 SHARP = {"grid": (6, 6), "size": (48, 48), "radius": 3}
@@ -134,7 +156,9 @@ def test_isolated_cells(backend: ModuleType) -> None:
 
 
 @each_backend
-@pytest.mark.parametrize("options", [{}, {"radius_map": True, "batch": 2}, {"valid": 0.3}], ids=["plain", "map", "holes"])
+@pytest.mark.parametrize(
+    "options", [{}, {"radius_map": True, "batch": 2}, {"valid": 0.3}], ids=["plain", "map", "holes"]
+)
 def test_gradients_flow_through_some_inputs_only(backend: ModuleType, options: dict) -> None:
     problem = make_problem(**options)
     all_gradients = problem.gradients(backend)
@@ -173,7 +197,9 @@ LOSS_CASES = {
 
 @pytest.mark.parametrize("options", LOSS_CASES.values(), ids=LOSS_CASES)
 @pytest.mark.parametrize(
-    ("backend", "dtype"), [(blocks, torch.float64), (blocks, torch.float32), (cpu, torch.float32)], ids=["torch64", "torch", "cpu"]
+    ("backend", "dtype"),
+    [(blocks, torch.float64), (blocks, torch.float32), (cpu, torch.float32)],
+    ids=["torch64", "torch", "cpu"],
 )
 def test_reconstruction_l1(backend: ModuleType, dtype: torch.dtype, options: dict) -> None:
     problem = make_problem(**options, reconstruct=True)
@@ -186,7 +212,8 @@ def test_reconstruction_l1(backend: ModuleType, dtype: torch.dtype, options: dic
         return
     score = largest_score(problem)
     assert_near(loss, exact, largest=1e-6 + 0.02 * EPS * score, rms=1e-6 + 0.02 * EPS * score)
-    # |.| has a kink: where rounding flips the sign of a difference, a whole pixel's slope flips. Random pictures keep such pixels rare.
+    # |.| has a kink: where rounding flips the sign of a difference, a whole pixel's slope flips. Random pictures keep
+    # such pixels rare.
     assert_same_gradients(found, gradients, largest=2e-4 + 2 * EPS * score, rms=1e-4 + EPS * score)
 
 
@@ -196,7 +223,9 @@ def test_reconstruction_l1(backend: ModuleType, dtype: torch.dtype, options: dic
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @each({name: ALL[name] for name in ("plain", "holes", "C=384", "released-support")})
-def test_low_precision_signals_lose_only_what_the_cast_loses(backend: ModuleType, dtype: torch.dtype, options: dict) -> None:
+def test_low_precision_signals_lose_only_what_the_cast_loses(
+    backend: ModuleType, dtype: torch.dtype, options: dict
+) -> None:
     problem = make_problem(**options)
     problem = Problem(**{**vars(problem), "signal": problem.signal.to(dtype)})
     exact, out = truth(Problem(**{**vars(problem), "signal": problem.signal.double()})), problem.render(backend)
@@ -261,7 +290,9 @@ def test_inputs_are_left_as_they_are(backend: ModuleType) -> None:
 
 
 @each_backend
-@pytest.mark.parametrize("options", [{}, {"radius_map": True, "valid": 0.5, "border": "clamp"}], ids=["plain", "map-and-holes"])
+@pytest.mark.parametrize(
+    "options", [{}, {"radius_map": True, "valid": 0.5, "border": "clamp"}], ids=["plain", "map-and-holes"]
+)
 def test_images_of_a_batch_do_not_mix(backend: ModuleType, options: dict) -> None:
     problem = make_problem(**{"grid": (5, 6), "size": (33, 40), "batch": 3, "channels": 6} | options)
     together, gradients = problem.render(backend), problem.gradients(backend)

@@ -28,7 +28,7 @@ def test_one_outlier_breaks_the_largest_error_and_is_shown() -> None:
 
 def test_many_small_errors_break_the_rms() -> None:
     assert_near(TRUTH + 0.01, TRUTH, largest=0.011, rms=0.011)
-    with pytest.raises(AssertionError, match="RMS 0.01 "):
+    with pytest.raises(AssertionError, match=r"RMS 0.01 "):
         assert_near(TRUTH + 0.01, TRUTH, largest=0.011, rms=0.005)
 
 
@@ -52,19 +52,21 @@ def test_nan_must_be_where_it_is_expected() -> None:
 
 
 def test_shapes_must_be_equal() -> None:
-    with pytest.raises(AssertionError, match="shape"):
+    with pytest.raises(AssertionError, match=r"shape"):
         assert_near(TRUTH[:1], TRUTH, largest=1, rms=1)
 
 
 def test_gradients_are_named_and_in_units_of_their_largest() -> None:
     truth = {"signal": 1000 * TRUTH, "r": TRUTH}
     assert_same_gradients({"signal": 1000 * TRUTH + 1, "r": TRUTH}, truth, largest=0.0011, rms=0.0011)
-    with pytest.raises(AssertionError, match="gradient of r: largest error 1 "):
+    with pytest.raises(AssertionError, match=r"gradient of r: largest error 1 "):
         assert_same_gradients({"signal": 1000 * TRUTH, "r": TRUTH + 1}, truth, largest=0.1, rms=0.1)
 
 
 def test_made_up_problems_are_what_was_asked_for() -> None:
-    problem = make_problem(batch=2, channels=5, guide_channels=4, grid=(3, 6), size=(20, 13), radius_map=True, valid=0.4)
+    problem = make_problem(
+        batch=2, channels=5, guide_channels=4, grid=(3, 6), size=(20, 13), radius_map=True, valid=0.4
+    )
     assert problem.signal.shape == (2, 5, 3, 6) and problem.guide.shape == (2, 4, 20, 13)
     assert problem.guide.min() >= 0 and problem.guide.max() <= 1
     assert problem.radius is not None and problem.radius.min() == 0 and problem.radius.max() == 2

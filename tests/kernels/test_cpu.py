@@ -1,4 +1,4 @@
-"""What is special about the fused CPU backend: exponential, references that move, threads, processes, whole fit steps."""
+"""What is special about the CPU backend: exponential, references that move, threads, processes, whole fit steps."""
 
 import math
 import os
@@ -123,7 +123,15 @@ def test_candidates_of_little_weight_still_add_up() -> None:
 
 # --- threads and processes
 
-BANDED = {"grid": (16, 12), "size": (176, 192), "batch": 2, "channels": 5, "radius": 3, "radius_map": True, "border": "clamp"}
+BANDED = {
+    "grid": (16, 12),
+    "size": (176, 192),
+    "batch": 2,
+    "channels": 5,
+    "radius": 3,
+    "radius_map": True,
+    "border": "clamp",
+}
 
 
 @pytest.fixture

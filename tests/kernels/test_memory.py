@@ -33,7 +33,11 @@ for grid, size in {cases}:
     work(problem)
     print(megabytes("VmHWM") - before)
 """
-RENDER, GRADIENTS, FIT_STEP = "problem.render(backend)", "problem.gradients(backend)", "problem.loss_and_gradients(backend)"
+RENDER, GRADIENTS, FIT_STEP = (
+    "problem.render(backend)",
+    "problem.gradients(backend)",
+    "problem.loss_and_gradients(backend)",
+)
 CANDIDATES = 197
 
 pytestmark = pytest.mark.skipif(
@@ -42,7 +46,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def peaks(backend: str, work: str, *cases: tuple[int, int]) -> list[float]:
-    """Most memory in use at once, above what was before, in MB, for each (cells, pixels) of a side; 3 channels, 197 candidates."""
+    """Most memory in use at once, above what was before, in MB; for each (cells, pixels) of a side, 3 channels."""
     path = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
     run = subprocess.run(
         [sys.executable, "-c", MEASURE.format(backend=backend, work=work, cases=cases)],

@@ -15,8 +15,7 @@ from kernels.geometry import Factors, Support
 
 def render_by_loops(problem: Problem) -> Tensor:
     """The formula of `kernels.bilateral.reference.render` in Python floats."""
-    batch, channels, rows, cols = problem.signal.shape
-    guide_channels, height, width = problem.guide.shape[1:]
+    (batch, channels), (height, width) = problem.signal.shape[:2], problem.guide.shape[-2:]
     out = torch.empty(batch, channels, height, width, dtype=torch.float64)
     for b in range(batch):
         for y in range(height):
@@ -88,7 +87,7 @@ def test_against_loops(options: dict) -> None:
 
 
 def test_copies_of_a_clamped_cell_count_each() -> None:
-    # 1 x 2 cells, radius 1, no distances: the left pixel sees offsets (0,0), (0,-1), (-1,0), (1,0) in cell 0 and (0,1) in cell 1.
+    # 1 x 2 cells, radius 1, no distances: the left pixel sees four offsets in cell 0 and one, to the right, in cell 1.
     flat = Factors(*torch.zeros(5, 1, 1, 2))
     guide = torch.zeros(1, 1, 1, 2)
     signal = torch.tensor([[[[0.0, 1.0]]]])

@@ -280,7 +280,10 @@ def test_gradients_are_finite_beside_unreached_pixels(backend: str, preset: str)
 @pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 def test_differentiable_to_the_signal(backend: str, preset: str) -> None:
     # The render is linear in the signal, so its derivative is the render.
-    signal, direction = SIGNAL.clone().requires_grad_(), torch.randn(SIGNAL.shape, generator=torch.Generator().manual_seed(9))
+    signal, direction = (
+        SIGNAL.clone().requires_grad_(),
+        torch.randn(SIGNAL.shape, generator=torch.Generator().manual_seed(9)),
+    )
     fit = ua.fit(PICTURE, (4, 6), preset=preset, backend=backend, steps=2)
     coefficients = torch.randn(1, 5, 20, 24, generator=torch.Generator().manual_seed(10))
     (gradient,) = torch.autograd.grad((fit.render(signal) * coefficients).sum(), signal)
@@ -306,7 +309,10 @@ def test_gradcheck_of_the_maps_and_the_signal(preset: str, backend: str) -> None
 @pytest.mark.parametrize("preset", PRESETS)
 def test_gradients_of_the_maps_agree_on_the_cpu(preset: str) -> None:
     maps = random_maps(2, (4, 6), 4.0)
-    images, signals = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(12)), SIGNAL.expand(2, -1, -1, -1)
+    images, signals = (
+        torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(12)),
+        SIGNAL.expand(2, -1, -1, -1),
+    )
 
     def gradients(dtype: torch.dtype, backend: str) -> tuple[Tensor, ...]:
         leaves = ua.Gaussians(*(lr_map.to(dtype).requires_grad_() for lr_map in maps))
@@ -442,7 +448,10 @@ def test_theta_turns_from_right_to_down() -> None:
     # A long Gaussian at 45 degrees down-right prefers pixels on that diagonal; the other cell is round.
     image, signal = torch.zeros(1, 1, 9, 18), torch.tensor([[[[1.0, 0.0]]]])
     long = ua.Gaussians(
-        torch.tensor([[[20.0, 5.0]]]), torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[math.pi / 4, 0.0]]]), torch.ones(1, 1, 2)
+        torch.tensor([[[20.0, 5.0]]]),
+        torch.tensor([[[1.0, 5.0]]]),
+        torch.tensor([[[math.pi / 4, 0.0]]]),
+        torch.ones(1, 1, 2),
     )
     config = ua.preset("paper").replace(radius=1)
     out = ua.render(signal, image, long, config=config)[0, 0]

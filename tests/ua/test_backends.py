@@ -54,14 +54,14 @@ def test_every_backend_has_the_same_three_functions() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+    with pytest.raises(ValueError, match=r"unknown backend 'gpu'"):
         backends.choose("gpu", SIGNAL, IMAGE)
-    with pytest.raises(ValueError, match="unknown backend 'refrence'; did you mean 'reference'"):
+    with pytest.raises(ValueError, match=r"unknown backend 'refrence'; did you mean 'reference'"):
         backends.check_name("refrence")
 
 
 def test_a_refusal_is_an_error_that_says_why() -> None:
-    with pytest.raises(ValueError, match="backend='cpu' cannot compute this: .*float64"):
+    with pytest.raises(ValueError, match=r"backend='cpu' cannot compute this: .*float64"):
         backends.choose("cpu", SIGNAL.double(), IMAGE)
 
 

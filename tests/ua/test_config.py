@@ -73,10 +73,12 @@ def test_every_choice_is_accepted(name: str, value: str) -> None:
 def test_replace_changes_what_it_is_told_and_nothing_else() -> None:
     config = ua.preset("released")
     other = config.replace(steps=3, border="drop")
-    changed = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != getattr(other, field.name)}
+    changed = {
+        field.name for field in dataclasses.fields(config) if getattr(config, field.name) != getattr(other, field.name)
+    }
     assert changed == {"steps", "border"} and (other.steps, other.border) == (3, "drop")
     assert config == ua.preset("released") and config.replace() == config
-    with pytest.raises(ValueError, match="unknown FitConfig field 'sigmar'; did you mean 'sigma"):
+    with pytest.raises(ValueError, match=r"unknown FitConfig field 'sigmar'; did you mean 'sigma"):
         config.replace(sigmar=1.0)
 
 
@@ -98,7 +100,7 @@ def test_names_of_presets() -> None:
     assert set(ua.PRESETS) == {"released", "paper", "default"}
     for name in ua.PRESETS:
         assert ua.preset(name) is ua.PRESETS[name]
-    with pytest.raises(ValueError, match="unknown preset 'papr'; did you mean 'paper'"):
+    with pytest.raises(ValueError, match=r"unknown preset 'papr'; did you mean 'paper'"):
         ua.preset("papr")
 
 

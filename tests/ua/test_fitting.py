@@ -59,7 +59,9 @@ def test_losses_are_one_row_a_step_and_one_column_an_image(batch: int, backend: 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_a_loss_is_the_error_of_the_refitted_image_before_its_step(backend: str) -> None:
     seen: list[ua.Gaussians] = []
-    fit = ua.fit(IMAGE, (4, 5), **RELEASED, steps=5, backend=backend, callback=lambda step, loss, maps: seen.append(maps))
+    fit = ua.fit(
+        IMAGE, (4, 5), **RELEASED, steps=5, backend=backend, callback=lambda step, loss, maps: seen.append(maps)
+    )
     start = ua.fit(IMAGE, (4, 5), **RELEASED, steps=0, backend=backend)
     for step, gaussians in enumerate([start.gaussians, *seen[:-1]]):
         error = l1(fit.with_gaussians(gaussians).reconstruct(), IMAGE)
@@ -186,17 +188,28 @@ def test_radius_is_the_largest_everywhere_where_sigmas_are_large() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_initial_radius_of_the_paper_is_two_cells_at_any_scale(dtype: torch.dtype) -> None:
     # ceil(2 sigma / scale) with sigma = scale: rounding must not make it three.
-    for rows, cols, height, width in [(4, 5, 24, 30), (7, 7, 98, 98), (2, 3, 8, 12), (3, 3, 17, 23), (16, 16, 224, 224), (5, 3, 31, 44)]:
+    for rows, cols, height, width in [
+        (4, 5, 24, 30),
+        (7, 7, 98, 98),
+        (2, 3, 8, 12),
+        (3, 3, 17, 23),
+        (16, 16, 224, 224),
+        (5, 3, 31, 44),
+    ]:
         fit = ua.fit(torch.rand(1, 3, height, width, dtype=dtype), (rows, cols), preset="paper", steps=0)
         found = radius_map(fit.gaussians, fit.image, fit.config)
-        middle = 2 * math.sqrt(max(height / rows, width / cols) / min(height / rows, width / cols))  # unequal scales: more
+        middle = 2 * math.sqrt(
+            max(height / rows, width / cols) / min(height / rows, width / cols)
+        )  # unequal scales: more
         assert found is not None and found.unique().tolist() == [math.ceil(middle - 1e-3)], (rows, cols, height, width)
 
 
 # --- agreement of the backends
 
 
-def initial_gradients(image: Tensor, grid: tuple[int, int], backend: Any, sigma_y: float) -> tuple[Tensor, dict[str, Tensor]]:
+def initial_gradients(
+    image: Tensor, grid: tuple[int, int], backend: Any, sigma_y: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of the raw maps of the released settings at the start, but for sigma_y."""
     kernels = Kernels((1, *grid), 16.0, sigma_y, 0.12).to(image.dtype)
     source, guide_lr = to_grid(image, grid, "bicubic"), to_grid(image, grid, "bilinear")
@@ -241,7 +254,10 @@ def test_loss_curves_agree_at_all_51_steps(astronaut: Tensor) -> None:
 
 def test_torch_follows_the_reference_step_by_step() -> None:
     image = IMAGE.double()
-    fits = [ua.fit(image, (4, 5), preset="paper", sigma=0.8, lr=0.05, steps=6, backend=name) for name in ("torch", "reference")]
+    fits = [
+        ua.fit(image, (4, 5), preset="paper", sigma=0.8, lr=0.05, steps=6, backend=name)
+        for name in ("torch", "reference")
+    ]
     torch.testing.assert_close(fits[0].losses, fits[1].losses, rtol=1e-6, atol=0)
 
 
@@ -367,7 +383,9 @@ def test_gaussians_that_share_memory_can_be_saved(tmp_path: Path, fitted: ua.Fit
     assert_same(ua.Fit.load(tmp_path / "fit.safetensors"), other)
 
 
-def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, fitted: ua.Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_old_file(
+    tmp_path: Path, fitted: ua.Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "fit.safetensors"
     fitted.save(path)
 
@@ -383,11 +401,11 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, fitted: ua.Fit,
 
 
 def test_missing_files_and_folders(tmp_path: Path, fitted: ua.Fit) -> None:
-    with pytest.raises(FileNotFoundError, match="path: no file .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"path: no file .*nothing"):
         ua.Fit.load(tmp_path / "nothing.safetensors")
-    with pytest.raises(FileNotFoundError, match="path: no file"):
+    with pytest.raises(FileNotFoundError, match=r"path: no file"):
         ua.Fit.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="path: no folder .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"path: no folder .*missing"):
         fitted.save(tmp_path / "missing" / "fit.safetensors")
 
 
@@ -407,7 +425,7 @@ def test_a_pickle_in_disguise_is_refused_and_not_run(tmp_path: Path, fitted: ua.
     torch.save({"image": Payload(trace)}, archive)
     for content in (pickle.dumps(Payload(trace)), archive.getvalue(), pickle.dumps(dict(fitted.gaussians._asdict()))):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is not a file that ua.Fit.save wrote"):
+        with pytest.raises(ValueError, match=r"is not a file that ua.Fit.save wrote"):
             ua.Fit.load(path)
     assert not trace.exists()
 
@@ -416,9 +434,18 @@ def test_broken_files_are_refused(tmp_path: Path, fitted: ua.Fit) -> None:
     path = tmp_path / "fit.safetensors"
     fitted.save(path)
     whole = path.read_bytes()
-    for content in (b"", b"\x00" * 64, whole[:8], whole[:100], whole[: len(whole) // 2], whole[:-1], whole[8:], b"{}" + whole):
+    for content in (
+        b"",
+        b"\x00" * 64,
+        whole[:8],
+        whole[:100],
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole[8:],
+        b"{}" + whole,
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is not a file that ua.Fit.save wrote"):
+        with pytest.raises(ValueError, match=r"is not a file that ua.Fit.save wrote"):
             ua.Fit.load(path)
 
 
@@ -439,7 +466,10 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, str] | None]] = {
     "maps-on-two-grids": ({"theta": torch.zeros(2, 5, 4)}, {"config": GOOD_CONFIG, "backend": "cpu"}),
     "another-batch": ({"image": torch.zeros(1, 3, 24, 30)}, {"config": GOOD_CONFIG, "backend": "cpu"}),
     "image-of-three-dimensions": ({"image": torch.zeros(3, 24, 30)}, {"config": GOOD_CONFIG, "backend": "cpu"}),
-    "image-of-integers": ({"image": torch.zeros(2, 3, 24, 30, dtype=torch.int32)}, {"config": GOOD_CONFIG, "backend": "cpu"}),
+    "image-of-integers": (
+        {"image": torch.zeros(2, 3, 24, 30, dtype=torch.int32)},
+        {"config": GOOD_CONFIG, "backend": "cpu"},
+    ),
     "image-smaller-than-the-grid": ({"image": torch.zeros(2, 3, 3, 3)}, {"config": GOOD_CONFIG, "backend": "cpu"}),
     "negative-sigma": ({"sigma_x": -torch.ones(2, 4, 5)}, {"config": GOOD_CONFIG, "backend": "cpu"}),
     "nan-theta": ({"theta": torch.full((2, 4, 5), math.nan)}, {"config": GOOD_CONFIG, "backend": "cpu"}),
@@ -452,6 +482,8 @@ def test_safetensors_that_are_no_fit_are_refused(
 ) -> None:
     tensors = {"image": fitted.image, "losses": fitted.losses, **fitted.gaussians._asdict(), **changes}
     path = tmp_path / "fit.safetensors"
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items() if tensor is not None}, path, metadata)
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items() if tensor is not None}, path, metadata
+    )
     with pytest.raises(ValueError, match=r"path: .*fit\.safetensors"):
         ua.Fit.load(path)

@@ -105,7 +105,11 @@ BAD_SIGNALS: dict[str, tuple[Any, type[Exception], str]] = {
     "nan": (with_value(SIGNAL, math.nan), ValueError, "signal must be finite.*valid="),
     "inf": (with_value(SIGNAL, math.inf), ValueError, "signal must be finite"),
     "numpy-nan": (np.full((2, 3), np.nan), ValueError, "signal must be finite"),
-    "labels": (torch.zeros(2, 3, dtype=torch.long), TypeError, "signal must be floating point, got torch.int64.*one-hot"),
+    "labels": (
+        torch.zeros(2, 3, dtype=torch.long),
+        TypeError,
+        "signal must be floating point, got torch.int64.*one-hot",
+    ),
     "uint8": (torch.zeros(2, 3, dtype=torch.uint8), TypeError, "signal must be floating point"),
     "bool": (VALID, TypeError, "signal must be floating point"),
     "complex": (SIGNAL.to(torch.complex64), TypeError, "signal must be floating point"),
@@ -120,10 +124,18 @@ BAD_SIGNALS: dict[str, tuple[Any, type[Exception], str]] = {
     "five-dimensional": (torch.zeros(1, 1, 1, 2, 3), ValueError, r"signal must be \(B, C, h, w\)"),
     "no-channels": (torch.zeros(1, 0, 2, 3), ValueError, "signal must be .* not empty"),
     "no-cells": (torch.zeros(1, 2, 0, 3), ValueError, "signal must be .* not empty"),
-    "two-for-one-image": (torch.zeros(2, 1, 2, 3), ValueError, "signal and image must have the same batch size, got 2 and 1"),
+    "two-for-one-image": (
+        torch.zeros(2, 1, 2, 3),
+        ValueError,
+        "signal and image must have the same batch size, got 2 and 1",
+    ),
     "higher-than-the-image": (torch.zeros(9, 3), ValueError, "grid .* between 1 x 1 and the image's 8 x 12, got 9 x 3"),
     "wider-than-the-image": (torch.zeros(2, 13), ValueError, "grid .* got 2 x 13"),
-    "other-device": (torch.zeros(2, 3, device="meta"), ValueError, "signal and image must be on one device, got meta and cpu"),
+    "other-device": (
+        torch.zeros(2, 3, device="meta"),
+        ValueError,
+        "signal and image must be on one device, got meta and cpu",
+    ),
 }
 
 
@@ -133,7 +145,7 @@ def test_bad_signals(signal: Any, exception: type[Exception], message: str) -> N
         ua.upsample(IMAGE, signal)
     with pytest.raises(exception, match=message):
         ua.render(signal, IMAGE, GAUSSIANS)
-    with pytest.raises(exception, match="signal|grid"):
+    with pytest.raises(exception, match=r"signal|grid"):
         ua.fit(IMAGE, (2, 3)).render(signal)
 
 
@@ -152,7 +164,7 @@ def test_a_bad_signal_costs_no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("fitted before the signal was checked")
 
     monkeypatch.setattr("ua.upsampling.fit", no_fit)
-    with pytest.raises(ValueError, match="signal must be finite"):
+    with pytest.raises(ValueError, match=r"signal must be finite"):
         ua.upsample(IMAGE, with_value(SIGNAL, math.nan))
 
 
@@ -190,7 +202,7 @@ def test_bad_masks(valid: Any, exception: type[Exception], message: str) -> None
 
 def test_every_image_of_a_batch_needs_a_valid_cell() -> None:
     valid = torch.stack([VALID, ~VALID])
-    with pytest.raises(ValueError, match="valid must mark at least one cell of every image"):
+    with pytest.raises(ValueError, match=r"valid must mark at least one cell of every image"):
         ua.upsample(IMAGE.expand(2, -1, -1, -1), SIGNAL.expand(2, -1, -1, -1), valid=valid)
 
 
@@ -198,7 +210,7 @@ def test_every_image_of_a_batch_needs_a_valid_cell() -> None:
 def test_values_must_be_finite_where_valid(value: float) -> None:
     valid = VALID.clone()
     valid[0, 0] = False
-    with pytest.raises(ValueError, match="signal must be finite where valid is True"):
+    with pytest.raises(ValueError, match=r"signal must be finite where valid is True"):
         ua.upsample(IMAGE, with_value(SIGNAL, value), valid=valid)
 
 
@@ -250,11 +262,23 @@ BAD_GAUSSIANS: dict[str, tuple[Any, type[Exception], str]] = {
         for name in ua.Gaussians._fields
     },
     "integers": (gaussians_with("sigma_x", torch.ones(1, 2, 3, dtype=torch.long)), TypeError, "gaussians.sigma_x"),
-    "other-grid": (gaussians_with("theta", torch.zeros(1, 3, 2)), ValueError, r"gaussians.theta must be \(B, h, w\) = \(1, 2, 3\)"),
+    "other-grid": (
+        gaussians_with("theta", torch.zeros(1, 3, 2)),
+        ValueError,
+        r"gaussians.theta must be \(B, h, w\) = \(1, 2, 3\)",
+    ),
     "no-batch": (gaussians_with("sigma_y", torch.ones(2, 3)), ValueError, "gaussians.sigma_y must be"),
     "other-batch": (gaussians_with("sigma_r", torch.ones(2, 2, 3)), ValueError, "gaussians.sigma_r must be"),
-    "nan-theta": (gaussians_with("theta", torch.full((1, 2, 3), math.nan)), ValueError, "gaussians.theta must be finite"),
-    "inf-sigma": (gaussians_with("sigma_x", torch.full((1, 2, 3), math.inf)), ValueError, "gaussians.sigma_x must be finite"),
+    "nan-theta": (
+        gaussians_with("theta", torch.full((1, 2, 3), math.nan)),
+        ValueError,
+        "gaussians.theta must be finite",
+    ),
+    "inf-sigma": (
+        gaussians_with("sigma_x", torch.full((1, 2, 3), math.inf)),
+        ValueError,
+        "gaussians.sigma_x must be finite",
+    ),
     **{
         f"{name}-{label}": (
             gaussians_with(name, with_value(getattr(GAUSSIANS, name), value)),
@@ -275,11 +299,16 @@ def test_bad_gaussians(gaussians: Any, exception: type[Exception], message: str)
 
 @pytest.mark.parametrize(
     "gaussians",
-    [None, list(GAUSSIANS), gaussians_with("theta", torch.zeros(1, 3, 2)), gaussians_with("sigma_x", -GAUSSIANS.sigma_x)],
+    [
+        None,
+        list(GAUSSIANS),
+        gaussians_with("theta", torch.zeros(1, 3, 2)),
+        gaussians_with("sigma_x", -GAUSSIANS.sigma_x),
+    ],
     ids=["none", "list", "other-grid", "negative"],
 )
 def test_bad_gaussians_do_not_enter_a_fit(gaussians: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="gaussians"):
+    with pytest.raises((TypeError, ValueError), match=r"gaussians"):
         ua.fit(IMAGE, (2, 3)).with_gaussians(gaussians).render(SIGNAL)
 
 
@@ -297,7 +326,10 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "preset-none": ({"preset": None}, "unknown preset None"),
     "backend": ({"backend": "torhc"}, "unknown backend 'torhc'; did you mean 'torch'.*auto, cpu, reference"),
     "field": ({"step": 3}, "unknown FitConfig field 'step'; did you mean 'steps'"),
-    "parameterisation": ({"parameterisation": "anisotropc"}, "unknown parameterisations? 'anisotropc'; did you mean 'anisotropic'"),
+    "parameterisation": (
+        {"parameterisation": "anisotropc"},
+        "unknown parameterisations? 'anisotropc'; did you mean 'anisotropic'",
+    ),
     "guide": ({"guide": "labb"}, "unknown guides? 'labb'; did you mean 'lab'"),
     "border": ({"border": "clamped"}, "unknown border 'clamped'; did you mean 'clamp'"),
     "guide_lr": ({"guide_lr": "bilinar"}, "unknown guide_lr 'bilinar'; did you mean 'bilinear'"),
@@ -337,19 +369,19 @@ def test_modules_that_are_no_such_part(name: str) -> None:
 
 def test_a_config_must_be_one() -> None:
     for config in ("released", {"radius": 3}, ua.Gaussians):
-        with pytest.raises(TypeError, match="config must be .*FitConfig"):
+        with pytest.raises(TypeError, match=r"config must be .*FitConfig"):
             ua.render(SIGNAL, IMAGE, GAUSSIANS, config=config)
 
 
 def test_a_callback_must_be_callable() -> None:
-    with pytest.raises(TypeError, match="callback must be"):
+    with pytest.raises(TypeError, match=r"callback must be"):
         ua.fit(IMAGE, (2, 3), steps=1, callback=3)
 
 
 def test_a_backend_that_cannot_says_why_and_what_can() -> None:
-    with pytest.raises(ValueError, match="backend='cpu' cannot .*float64.*torch"):
+    with pytest.raises(ValueError, match=r"backend='cpu' cannot .*float64.*torch"):
         ua.upsample(IMAGE.double(), SIGNAL, backend="cpu")
-    with pytest.raises(ValueError, match="backend='cpu' cannot .*gradient with respect to the image"):
+    with pytest.raises(ValueError, match=r"backend='cpu' cannot .*gradient with respect to the image"):
         ua.render(SIGNAL, IMAGE.clone().requires_grad_(), GAUSSIANS, backend="cpu")
 
 
@@ -381,7 +413,7 @@ def test_any_shape_works_or_is_refused(
     image = torch.rand(batch, guide_channels, *size, generator=random)
     signal = torch.randn(batch, channels, *grid, generator=random)
     if grid[0] > size[0] or grid[1] > size[1]:
-        with pytest.raises(ValueError, match="grid"):
+        with pytest.raises(ValueError, match=r"grid"):
             ua.upsample(image, signal, preset=preset)
         return
     out = ua.upsample(image, signal, preset=preset, steps=1)
@@ -418,7 +450,7 @@ def test_signals_are_taken_exactly_if_they_are_finite_where_valid(values: np.nda
         taken, _ = inputs.as_signal(values, valid, IMAGE[None])
         assert taken.isfinite().all()
     else:
-        with pytest.raises(ValueError, match="signal must be finite|valid must mark"):
+        with pytest.raises(ValueError, match=r"signal must be finite|valid must mark"):
             inputs.as_signal(values, valid, IMAGE[None])
 
 
@@ -428,5 +460,5 @@ def test_images_are_taken_exactly_if_they_are_in_range(pixels: np.ndarray) -> No
     if ((pixels >= 0) & (pixels <= 1)).all():
         assert torch.equal(inputs.as_image(torch.from_numpy(pixels)), torch.from_numpy(pixels)[None])
     elif not ((pixels >= -inputs.RANGE_SLACK) & (pixels <= 1 + inputs.RANGE_SLACK)).all():
-        with pytest.raises(ValueError, match="image must be finite and in"):
+        with pytest.raises(ValueError, match=r"image must be finite and in"):
             inputs.as_image(torch.from_numpy(pixels))

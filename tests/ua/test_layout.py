@@ -65,7 +65,9 @@ def test_folders_are_those_of_the_design() -> None:
 
 
 def test_tests_mirror_the_packages() -> None:
-    assert {path.name for path in (CHECKOUT / "tests").iterdir() if path.is_dir() and path.name[0] not in "._"} <= set(PACKAGES)
+    assert {path.name for path in (CHECKOUT / "tests").iterdir() if path.is_dir() and path.name[0] not in "._"} <= set(
+        PACKAGES
+    )
     # No package among the tests: one named `ua` or `kernels` would hide ours.
     assert not list((CHECKOUT / "tests").rglob("__init__.py"))
 
@@ -107,7 +109,9 @@ def test_wandb_is_imported_by_the_tracker_alone() -> None:
     assert {path.name for path in SOURCES if "wandb" in tops(imported(parse(path)))} <= {"tracking.py"}
 
 
-@pytest.mark.parametrize("package", ["ua.parameterisations", "ua.guides", "ua.baselines", "kernels.bilateral", "ua.datasets"])
+@pytest.mark.parametrize(
+    "package", ["ua.parameterisations", "ua.guides", "ua.baselines", "kernels.bilateral", "ua.datasets"]
+)
 def test_exchangeable_parts_do_not_import_each_other_by_list(package: str) -> None:
     # A new part is one new file: the package itself names none of its modules.
     folder = CHECKOUT / Path(*package.split("."))
@@ -122,7 +126,11 @@ def test_nothing_is_unpickled_and_nothing_is_swallowed(path: Path) -> None:
     for node in ast.walk(tree):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), "a bare except"
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
-            safe = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "numpy.load": ("allow_pickle", False)}
+            safe = {
+                "torch.load": ("weights_only", True),
+                "np.load": ("allow_pickle", False),
+                "numpy.load": ("allow_pickle", False),
+            }
             name, value = safe[ast.unparse(node.func)]
             given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
             assert given.get(name) is value

@@ -95,7 +95,11 @@ def test_gradients_of_the_factors_against_finite_differences(name: str) -> None:
     names, values = zip(*kernels.named_parameters(), strict=True)
 
     def factors(*values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.func.functional_call(Wrapped(kernels), dict(zip([f"kernels.{n}" for n in names], values, strict=True)), ()))
+        return tuple(
+            torch.func.functional_call(
+                Wrapped(kernels), dict(zip([f"kernels.{n}" for n in names], values, strict=True)), ()
+            )
+        )
 
     leaves = tuple(value.detach().clone().requires_grad_() for value in values)
     assert torch.autograd.gradcheck(factors, leaves, eps=1e-6, atol=1e-7)
@@ -115,7 +119,16 @@ class Wrapped(torch.nn.Module):
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("name", LEARNT)
 def test_a_few_steps_reduce_the_loss(name: str, backend: str) -> None:
-    fit = ua.fit(diagonal_stripes(), (4, 4), preset="released", parameterisation=name, backend=backend, steps=8, sigma=6.0, radius=2)
+    fit = ua.fit(
+        diagonal_stripes(),
+        (4, 4),
+        preset="released",
+        parameterisation=name,
+        backend=backend,
+        steps=8,
+        sigma=6.0,
+        radius=2,
+    )
     assert fit.losses.shape == (8, 1)
     assert fit.losses[-1, 0] < 0.99 * fit.losses[0, 0]
     assert fit.render(torch.randn(1, 4, 4)).isfinite().all()
@@ -169,7 +182,9 @@ def test_shared_range_has_one_sigma_r_for_an_image() -> None:
 
 def test_no_range_does_not_look_at_colours() -> None:
     fit = ua.fit(diagonal_stripes(), (4, 4), preset="released", parameterisation="no_range", steps=3)
-    assert fit.gaussians.sigma_r.isinf().all() and not any("sigma_r" in n for n, _ in make("no_range").named_parameters())
+    assert fit.gaussians.sigma_r.isinf().all() and not any(
+        "sigma_r" in n for n, _ in make("no_range").named_parameters()
+    )
     signal = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(2))
     other = ua.render(signal, torch.rand(1, 3, 24, 24), fit.gaussians, config=fit.config)
     torch.testing.assert_close(fit.render(signal), other, rtol=0, atol=1e-6)
@@ -184,7 +199,12 @@ def test_theta_of_anisotropic_is_pi_tanh() -> None:
 
 def test_parameters_of_anisotropic_are_in_the_order_of_fused_steps() -> None:
     # `cpu.fit_anisotropic` takes log sigma_x, log sigma_y, raw theta, log sigma_r.
-    assert [name for name, _ in make("anisotropic").named_parameters()] == ["log_sigma_x", "log_sigma_y", "raw_theta", "log_sigma_r"]
+    assert [name for name, _ in make("anisotropic").named_parameters()] == [
+        "log_sigma_x",
+        "log_sigma_y",
+        "raw_theta",
+        "log_sigma_r",
+    ]
 
 
 # --- the saddle: where sigma_x = sigma_y an angle means nothing
@@ -232,7 +252,9 @@ def test_log_covariance_is_smooth_where_its_series_ends() -> None:
     for rho in (0.0, 1e-12, 1e-6, 1e-3):
         values, slopes = factors_at(rho)
         assert all(map(math.isfinite, values + slopes))
-        assert values == pytest.approx([math.sqrt(0.5) * math.exp(-0.6 * rho), -math.sqrt(0.5) * 0.8 * rho] * 1 + values[2:], abs=2e-6)
+        assert values == pytest.approx(
+            [math.sqrt(0.5) * math.exp(-0.6 * rho), -math.sqrt(0.5) * 0.8 * rho] * 1 + values[2:], abs=2e-6
+        )
 
 
 def test_log_covariance_reports_its_gaussians_with_the_longer_axis_first() -> None:

@@ -44,7 +44,7 @@ def test_what_a_part_fails_to_import_is_not_blamed_on_its_name(tmp_path: Path, m
     (tmp_path / "half_made" / "__init__.py").touch()
     (tmp_path / "half_made" / "part.py").write_text("import a_package_that_is_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_missing"):
+    with pytest.raises(ModuleNotFoundError, match=r"a_package_that_is_missing"):
         plugins.find("ua.baselines", "half_made.part")
 
 

@@ -8,7 +8,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str) -> None:
-    result = subprocess.run([sys.executable, "-m", *arguments], cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=CHECKOUT, capture_output=True, text=True, timeout=600
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -54,7 +54,7 @@ def load(name: str, **options: Any) -> list[Sample]:
     options: passed to the data set's `load`. Raises ValueError for an unknown data set or a bad option's
     value, TypeError for an unknown option, FileNotFoundError where the files are not on this machine.
     """
-    return plugins.find("ua.datasets", name).load(**options)
+    return plugins.find("ua.datasets", name, needs="load").load(**options)
 
 
 def choose(names: Iterable[str] | None, available: Iterable[str]) -> list[str]:
