@@ -142,7 +142,7 @@ def cells_per_pixel(config: FitConfig, guide: Tensor, lr_map: Tensor) -> float:
 
 
 def check_gaussians(gaussians: Gaussians, shape: tuple[int, ...], guide: Tensor) -> None:
-    """Raises TypeError or ValueError unless the maps are of this shape, beside the guide, the sigmas positive, all finite.
+    """Raises TypeError or ValueError unless the maps are of this shape, beside the guide, finite, the sigmas positive.
 
     sigma_r may be infinite: no range term.
     """

@@ -72,6 +72,7 @@ MOVES = {
     "a-little-better-each-time": [-150, -120, -90, -60, -30, 0],
     "best-in-the-middle": [-700, -10, -700, -12, -700],
     "many-then-one": [-2000.0] * 20 + [-1900.0],
+    "two-best-after-eight-nearly-moved": [-200.0] + [-165.0] * 7 + [0.0, 0.0],
 }
 
 
@@ -119,6 +120,21 @@ def test_candidates_of_little_weight_still_add_up() -> None:
     out = cpu.render(signal, torch.zeros(1, 1, cells, cells), guide_lr, factors, support=Support(8, "drop"))
     share = 196 * 2.0**-12
     assert float(out[0, 0, 8, 8]) == pytest.approx(share / (1 + share), rel=1e-5)
+
+
+def test_copies_of_a_border_cell_count_when_candidates_are_left_out() -> None:
+    # The far corner of a 3 x 3 grid: each copy is 2^-20 of a weight, little enough to leave out, but there are many.
+    cells, radius = 3, 8
+    offsets = cpu.disc_offsets(radius)
+    copies = int(((offsets >= 2).all(1)).sum())
+    nothing = torch.zeros(1, cells, cells)
+    guide_lr, signal = torch.zeros(1, 1, cells, cells), torch.zeros(1, 1, cells, cells)
+    guide_lr[0, 0, 2, 2] = math.sqrt(20 * math.log(2))
+    signal[0, 0, 2, 2] = 2.0**20
+    factors = Factors(nothing, nothing, nothing, nothing, torch.ones(1, cells, cells))
+    out = cpu.render(signal, torch.zeros(1, 1, cells, cells), guide_lr, factors, support=Support(radius, "clamp"))
+    assert copies > 20
+    assert float(out[0, 0, 0, 0]) == pytest.approx(copies / (len(offsets) - copies), rel=1e-4)
 
 
 # --- threads and processes
@@ -303,7 +319,7 @@ def test_fused_steps_are_adam_on_the_reference(options: dict, cells_per_pixel: f
         if cells_per_pixel:
             cells = cells_per_pixel * parameter.detach()[:2].exp().amax(0)[:, None]
             at_pixels = torch.nn.functional.interpolate(cells, problem.guide.shape[-2:], mode="bilinear")[:, 0]
-            radius = at_pixels.ceil().clamp(1, problem.support.radius).long()
+            radius = (at_pixels - 1e-3).ceil().clamp(1, problem.support.radius).long()
             assert radius.unique().numel() > 1
         expected = reference.reconstruction_l1(
             exact.signal,
@@ -324,9 +340,10 @@ def test_fused_steps_are_adam_on_the_reference(options: dict, cells_per_pixel: f
 
 
 def test_fused_steps_stop_at_the_floor() -> None:
-    problem = make_problem(reconstruct=True)
+    problem = make_problem(size=(32, 32), reconstruct=True)
     raw = raw_maps(problem)
-    raw[:2] = -30.0
+    raw[0], raw[1, :, :2], raw[3, :, 2:] = math.log(1.5), math.log(1.9), math.log(1e-3)
+    before = raw.clone()
     losses = cpu.fit_anisotropic(
         problem.signal,
         problem.guide,
@@ -334,10 +351,16 @@ def test_fused_steps_stop_at_the_floor() -> None:
         raw,
         support=problem.support,
         cells_per_pixel=0.0,
-        floor=1e-6,
+        floor=2.0,
         epsilon=1e-8,
         lr=0.1,
         lr_decay=1.0,
     )
-    assert torch.isfinite(next(losses)).all() and torch.isfinite(next(losses)).all()
-    assert (raw[:2] == -30).all(), "no gradient below the floor"
+    expected = reference.reconstruction_l1(
+        problem.signal, problem.guide, problem.guide_lr, factors_of(before, 2.0, 1e-8), support=problem.support
+    )
+    assert_near(next(losses), expected, largest=1e-6, rms=1e-6)
+    below = before.exp() < 2.0
+    below[2] = False
+    assert torch.equal(raw[below], before[below]), "no gradient below the floor"
+    assert (raw[~below] != before[~below]).all()
