@@ -103,7 +103,9 @@ def test_a_case_that_fails_says_why():
         benchmark.in_new_process(Case("nothing", 32, 2, 1, 2), Config(**SMALL))
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"sizes": [40]}, "multiples of one of cells"), ({"repeats": 0}, "repeats")])
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"sizes": [40]}, "multiples of one of cells"), ({"repeats": 0}, "repeats")]
+)
 def test_bad_values(changes, words):
     with pytest.raises(ValueError, match=words):
         Config(**changes)

@@ -10,7 +10,7 @@ from ua import baselines, plugins
 from ua.degrade import area
 
 UNGUIDED = ["nearest", "bilinear", "bicubic"]
-ALL = [*UNGUIDED, "jbu", "guided_filter"]
+ALL = [*UNGUIDED, "bicubic_back_projected", "jbu", "guided_filter"]
 
 
 def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -29,7 +29,7 @@ def test_a_dotted_name_is_a_module_of_that_name() -> None:
 
 @pytest.mark.parametrize("name", ["bilinera", "", "_private", "kernels", "Bilinear"])
 def test_unknown_parts(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown baselines? {name!r}.*bicubic, bilinear"):
+    with pytest.raises(ValueError, match=f"unknown baselines? {name!r}.*bicubic, .*bilinear"):
         plugins.find("ua.baselines", name)
 
 
