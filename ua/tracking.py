@@ -213,7 +213,7 @@ class _Wandb:
                 "or keep logger.mode=offline and upload later with `wandb sync`"
             )
         # Tables are staged in the user's home unless told otherwise.
-        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
             os.environ.setdefault(name, str((folder / "wandb").resolve()))
         import wandb
 
