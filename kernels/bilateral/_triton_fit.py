@@ -1,0 +1,158 @@
+"""Whole fit steps on the GPU: three launches a step, all steps in one CUDA graph that the next image replays.
+
+Parameters, Adam's averages and the key table stay in the memory of a `FitSteps`; one is kept for every shape and
+setting of late, since capturing costs as much as some fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from kernels.bilateral import _triton_kernels as kernels
+from kernels.bilateral import _triton_launch as launch
+from kernels.geometry import Support
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a captured fit depends on; see `kernels.bilateral.triton.fit_anisotropic`. size: (B, G, H, W)."""
+
+    size: tuple[int, int, int, int]
+    grid: tuple[int, int]
+    device: torch.device
+    support: Support
+    cells_per_pixel: float
+    floor: float
+    epsilon: float
+    lr: float
+    lr_decay: float
+    steps: int
+
+
+class FitSteps:
+    """Static memory of one fit, and the launches that work on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        batch, channels, height, width = settings.size
+        varies = settings.cells_per_pixel > 0
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=settings.device)
+
+        self.guide, self.source = zeros(*settings.size), zeros(batch, channels, *settings.grid)
+        self.raw, self.first, self.second = (zeros(4, batch, *settings.grid) for _ in range(3))
+        self.reach = zeros(batch, *settings.grid) if varies else None
+        radius = torch.zeros(batch, height, width, dtype=torch.int32, device=settings.device) if varies else None
+        self.inputs = launch.Inputs(self.guide, zeros(batch, 5 + channels, *settings.grid), radius, None)
+        self.grid = launch.Grid.of(self.source, self.guide, settings.support, varies)
+        self.buffers = launch.loss_buffers(self.inputs, self.grid)
+        self.losses = zeros(settings.steps, *self.buffers.losses.shape)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def load(self, source: Tensor, guide: Tensor, guide_lr: Tensor, raw: Tensor) -> None:
+        """Another image, and where its parameters start."""
+        self.guide.copy_(guide)
+        self.source.copy_(source)
+        self.inputs.table[:, 5:].copy_(guide_lr)
+        self.raw.copy_(raw)
+        self.first.zero_()
+        self.second.zero_()
+        self._launch_step(update=False, rate=0.0, correction=1.0)
+
+    def step(self, number: int) -> None:
+        """Step `number`, counted from 1: loss and moments, then Adam."""
+        launch.launch_loss(self.source, self.inputs, self.grid, self.buffers, self.losses[number - 1], self.reach)
+        rate = self.settings.lr * self.settings.lr_decay ** (number - 1) / (1 - 0.9**number)
+        self._launch_step(update=True, rate=rate, correction=(1 - 0.999**number) ** 0.5)
+
+    def _launch_step(self, *, update: bool, rate: float, correction: float) -> None:
+        grid, settings = self.grid, self.settings
+        kernels.step_kernel[(grid.cells, grid.batch)](
+            self.buffers.partial,
+            grid.tables.offsets,
+            self.raw,
+            self.first,
+            self.second,
+            self.inputs.table,
+            self.reach,
+            n_rows=grid.rows,
+            n_cols=grid.cols,
+            n_slots=grid.slots,
+            n_batch=grid.batch,
+            n_values=self.guide[0].numel(),
+            rate=rate,
+            correction=correction,
+            floor=settings.floor,
+            epsilon=settings.epsilon,
+            cells_per_pixel=settings.cells_per_pixel,
+            G=grid.guide_channels,
+            BS=launch.SLOTS_PER_BLOCK,
+            UPDATE=update,
+            num_warps=2,
+        )
+
+    def all_steps(self) -> None:
+        """Every step from the state that `load` left: one graph on a GPU, plain launches under the interpreter."""
+        if self.settings.device.type != "cuda":
+            self._launch_all()
+            return
+        if self.graph is None:
+            self.graph = self._capture()
+        self.graph.replay()
+
+    def _launch_all(self) -> None:
+        for number in range(1, self.settings.steps + 1):
+            self.step(number)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        state = (self.raw, self.first, self.second, self.inputs.table)
+        kept = [tensor.clone() for tensor in state]
+        self.step(1)  # compiles what is not compiled yet, which a capture may not do
+        for tensor, values in zip(state, kept, strict=True):
+            tensor.copy_(values)
+        if self.reach is not None:
+            self._launch_step(update=False, rate=0.0, correction=1.0)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._launch_all()
+        return graph
+
+    def mean_losses(self) -> Tensor:
+        """Mean absolute error of every image before every step, (steps, B)."""
+        return self.losses.sum(2) / self.guide[0].numel()
+
+
+@lru_cache(maxsize=4)
+def steps_for(settings: Settings) -> FitSteps:
+    """The memory and the graph for these settings, made at their first use."""
+    return FitSteps(settings)
+
+
+def fit(
+    source: Tensor,
+    guide: Tensor,
+    guide_lr: Tensor,
+    raw: Tensor,
+    settings: Settings,
+    each: Callable[[int, Tensor], None] | None,
+) -> Tensor:
+    """See `kernels.bilateral.triton.fit_anisotropic`."""
+    # Ordinary tensors, whatever mode the caller is in: they outlive this call.
+    with torch.inference_mode(False), torch.no_grad(), torch.device(settings.device):
+        fitted = steps_for(settings)
+        fitted.load(source, guide, guide_lr, raw)
+        if each is None:
+            fitted.all_steps()
+            raw.copy_(fitted.raw)
+            return fitted.mean_losses()
+        for number in range(1, settings.steps + 1):
+            fitted.step(number)
+            raw.copy_(fitted.raw)
+            each(number, fitted.losses[number - 1].sum(1) / guide[0].numel())
+        return fitted.mean_losses()
