@@ -1,11 +1,15 @@
-"""What all tests share: real samples with ground truth, where they are at hand."""
+"""What all tests share: real samples with ground truth, where they are at hand; Triton's interpreter without a GPU."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+# Read when a kernel is decorated, so it must be set before any of ours is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,12 @@ def shared_data() -> Path:
     if not (folder / "MANIFEST.json").is_file():
         pytest.skip(f"real samples are not at hand (UA_DATA or {folder})")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -9,7 +9,8 @@ from torch import Tensor
 from ua import plugins
 
 PACKAGE = "kernels.bilateral"
-FASTEST_FIRST = ("triton", "cpu", "torch")
+# Fastest first, by the kind of device that holds the guide; "torch" takes whatever the others refuse.
+AUTO = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
 
 
 def choose(name: str, signal: Tensor, guide: Tensor) -> ModuleType:
@@ -20,8 +21,7 @@ def choose(name: str, signal: Tensor, guide: Tensor) -> ModuleType:
     """
     check_name(name)
     if name == "auto":
-        present = plugins.names(PACKAGE)
-        candidates = (plugins.find(PACKAGE, fast) for fast in FASTEST_FIRST if fast in present)
+        candidates = (plugins.find(PACKAGE, fast) for fast in AUTO.get(guide.device.type, ("torch",)))
         return next(backend for backend in candidates if backend.refuses(signal, guide) is None)
     backend = plugins.find(PACKAGE, name, needs="refuses", kind="backend")
     reason = backend.refuses(signal, guide)

@@ -134,7 +134,7 @@ def fit(
         image: tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
         grid: (h, w) of the LR signals to come; any real scales H / h, W / w >= 1.
         preset: "default", "paper" or "released".
-        backend: "auto", "reference", "torch" or "cpu".
+        backend: "auto", "reference", "torch", "cpu" or "triton".
         callback: called after every step with (step from 1, loss before that step (B,), Gaussians of now).
         overrides: fields of `ua.FitConfig`, e.g. `steps=50, lr=0.1`.
 
@@ -171,13 +171,12 @@ def _optimise(
     if config.steps == 0 or not list(kernels.parameters()):
         return guide.new_empty(0, len(guide))
     guide_lr, source = to_grid(guide, grid, config.guide_lr), to_grid(guide, grid, config.image_lr)
-    # A backend may have whole steps of its own for a parameterisation; autograd and torch.optim.Adam serve all others.
+    # A backend may fit a parameterisation by itself; autograd and torch.optim.Adam serve all others.
     fused = getattr(backend, f"fit_{config.parameterisation}", None)
     if fused is not None:
-        steps = _fused_steps(kernels, source, guide, guide_lr, config, fused)
-    else:
-        steps = _autograd_steps(kernels, source, guide, guide_lr, config, backend)
+        return _fit_fused(kernels, source, guide, guide_lr, config, callback, fused)
     losses = []
+    steps = _autograd_steps(kernels, source, guide, guide_lr, config, backend)
     for step, loss in enumerate(itertools.islice(steps, config.steps), start=1):
         losses.append(loss)
         if callback is not None:
@@ -203,17 +202,29 @@ def _autograd_steps(
         yield loss.detach()
 
 
-def _fused_steps(
+def _fit_fused(
     kernels: Parameterisation,
     source: Tensor,
     guide: Tensor,
     guide_lr: Tensor,
     config: FitConfig,
-    fit_fused: Callable[..., Any],
-) -> Iterator[Tensor]:
+    callback: Callback | None,
+    fit_fused: Callable[..., Tensor],
+) -> Tensor:
     """The same by a backend's own loop over raw maps, which are the parameters in the order of their declaration."""
     parameters = list(kernels.parameters())
     raw = torch.stack([parameter.detach() for parameter in parameters])
+
+    def take_over() -> None:
+        with torch.no_grad():
+            for parameter, stepped in zip(parameters, raw, strict=True):
+                parameter.copy_(stepped)
+
+    def each(step: int, loss: Tensor) -> None:
+        take_over()
+        assert callback is not None
+        callback(step, loss, kernels.gaussians().detach())
+
     losses = fit_fused(
         source,
         guide,
@@ -225,9 +236,8 @@ def _fused_steps(
         epsilon=EPS,
         lr=config.lr,
         lr_decay=config.lr_decay,
+        steps=config.steps,
+        each=None if callback is None else each,
     )
-    for loss in losses:
-        with torch.no_grad():
-            for parameter, stepped in zip(parameters, raw, strict=True):
-                parameter.copy_(stepped)
-        yield loss
+    take_over()
+    return losses

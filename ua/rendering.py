@@ -29,8 +29,8 @@ def render(
     """Mix an LR `signal` up to the grid of `image`: out(p) = sum_q softmax_q(score(p, q)) signal(q).
 
     score(p, q) = - x'^2 / 2 sigma_x^2 - y'^2 / 2 sigma_y^2 - |I(p) - I_lr(q)|^2 / 2 sigma_r^2 (arXiv 2511.16301;
-    DESIGN section 1). Differentiable with respect to the signal and the four maps (and the image, with the backends
-    `torch` and `reference`).
+    DESIGN section 1). Differentiable with respect to the signal and the four maps (and the image, with every
+    backend but `cpu`).
 
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
     that many times (Irani & Peleg 1991).
@@ -42,7 +42,7 @@ def render(
         valid: bool (B, h, w) or (h, w); cells marked False get no weight. A pixel without any valid candidate is NaN.
         config: candidates, guide and back-projection (`radius`, `radius_rule`, `border`, `guide`, `guide_lr`,
             `back_projections`); None: those of the preset "default".
-        backend: "auto", "reference", "torch" or "cpu".
+        backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
         (B, C, H, W) in the signal's dtype, on its device.
@@ -69,7 +69,7 @@ def _render(
     maps = Gaussians(*(lr_map.to(image.dtype) for lr_map in gaussians))
     guide = plugins.find("ua.guides", config.guide).transform(image)
     chosen = backends.choose(backend, signal, guide)
-    if signal.dtype in (torch.float16, torch.bfloat16):
+    if config.back_projections and signal.dtype in (torch.float16, torch.bfloat16):
         signal = signal.to(guide.dtype)  # rounded once, at the end
     out = chosen.render(
         signal,

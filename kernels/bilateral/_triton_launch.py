@@ -59,24 +59,23 @@ class Grid:
         side = 2 * self.support.radius + 1
         return min(self.slots, min(side, self.rows) * min(side, self.cols))
 
-    def shape(self, channels: int, dtype: torch.dtype) -> Shape:
+    def shape(self, channels: int, dtype: torch.dtype, irregular: bool = False) -> Shape:
+        """What tiles are chosen by."""
         pixels = _longest(self.rows, self.height) * _longest(self.cols, self.width)
-        return Shape(pixels, self.most_candidates, channels, dtype)
+        return Shape(pixels, self.most_candidates, channels, dtype, self.guide_channels, irregular)
 
     def tiles_per_cell(self, tile: Tile) -> int:
         return -(-_longest(self.rows, self.height) * _longest(self.cols, self.width) // tile.pixels)
 
+    def lr_sizes(self) -> dict[str, int]:
+        """Arguments that tell a kernel of the grid and its tables."""
+        radii = self.tables.counts.shape[1]
+        return {"n_rows": self.rows, "n_cols": self.cols, "n_slots": self.slots, "n_radii": radii}
+
     def sizes(self, tile: Tile) -> dict[str, int]:
-        """Arguments that most kernels share."""
-        return {
-            "n_rows": self.rows,
-            "n_cols": self.cols,
-            "height": self.height,
-            "width": self.width,
-            "n_tiles": self.tiles_per_cell(tile),
-            "n_slots": self.slots,
-            "n_radii": self.tables.counts.shape[1],
-        }
+        """The same and the pixels, cut into tiles."""
+        tiles = self.tiles_per_cell(tile)
+        return self.lr_sizes() | {"height": self.height, "width": self.width, "n_tiles": tiles}
 
 
 class Inputs(NamedTuple):
@@ -112,14 +111,13 @@ def forward(signal: Tensor, inputs: Inputs, grid: Grid) -> tuple[Tensor, Tensor]
     few = channels <= FEW_CHANNELS
     out = signal.new_empty(grid.batch, channels, grid.height, grid.width)
     lse = inputs.guide.new_empty(grid.batch, grid.height, grid.width)
-    shape = grid.shape(channels, signal.dtype)
-    tile = tile_for("softmax", shape)
-    launch_softmax(
-        grid, tile, inputs, signal.contiguous() if few else signal, channels if few else 0, p_out=out, p_lse=lse
-    )
+    mixed = channels if few else 0
+    tile = tile_for("softmax", grid.shape(mixed, signal.dtype))
+    launch_softmax(grid, tile, inputs, signal.contiguous() if few else signal, mixed, p_out=out, p_lse=lse)
     if few:
         return out, lse
-    tile, tables = tile_for("mix", shape), grid.tables
+    irregular = inputs.radius is not None or inputs.valid is not None
+    tile, tables = tile_for("mix", grid.shape(channels, signal.dtype, irregular)), grid.tables
     programs = (grid.cells * grid.tiles_per_cell(tile), -(-channels // (tile.channels * tile.blocks)), grid.batch)
     kernels.mix_kernel[programs](
         *inputs[:2],
@@ -313,7 +311,7 @@ def signal_gradient(d_out: Tensor, lse: Tensor, signal: Tensor, inputs: Inputs, 
         inputs.radius,
         tables.classes,
         tables.slots,
-        tables.copies,
+        tables.slot_copies,
         lse,
         d_out,
         partial,
@@ -388,7 +386,9 @@ def launch_loss(
         buffers.d_out,
         buffers.delta,
         buffers.partial,
-        **grid.sizes(tile),
+        **grid.lr_sizes(),
+        height=grid.height,
+        width=grid.width,
         G=grid.guide_channels,
         BP=tile.pixels,
         BK=tile.keys,

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from kernels.geometry import Support, disc_offsets
 
+# Offsets are packed in 8 bits an axis, slots in the 16 above, of which the disc of this radius needs 15.
+MOST_RADIUS = 100
+
 
 class Candidates(NamedTuple):
     """Tables of one grid. K offsets lie in the disc of the support; an offset's number is its *slot*.
@@ -24,23 +27,30 @@ class Candidates(NamedTuple):
     """
 
     classes: Tensor  # (h w) int32: class of every cell
-    keys: Tensor  # (classes, 3, K) int32: dy, dx and slot of the candidates, nearest first, in cells
+    keys: Tensor  # (classes, K) int32: candidates, nearest first, as slot << 16 | dy + 128 << 8 | dx + 128, in cells
     counts: Tensor  # (classes, n_radii) int32: how many of them lie within a radius
-    copies: Tensor  # (classes, n_radii, K) float32: log2 of how often a slot counts; -inf where it does not
+    copies: Tensor  # (classes, n_radii, K) float32: log2 of how often each counts; -inf where it does not
+    slot_copies: Tensor  # the same by slot, and not by place in the list
     offsets: Tensor  # (2, K) int32: dy and dx of every slot
     slots: Tensor  # ((2 radius + 1)^2) int32: slot of an offset (dy + radius) (2 radius + 1) + dx + radius; -1 beyond
 
 
 @lru_cache(maxsize=16)
 def candidates(rows: int, cols: int, support: Support, varies: bool, device: torch.device) -> Candidates:
-    """Tables for a grid of rows x cols cells; `varies`: pixels have radii of their own."""
+    """Tables for a grid of rows x cols cells; `varies`: pixels have radii of their own.
+
+    Raises:
+        ValueError: a larger radius than the tables can hold.
+    """
+    if support.radius > MOST_RADIUS:
+        raise ValueError(f"radius must be at most {MOST_RADIUS} for backend 'triton', got {support.radius}")
     offsets = disc_offsets(support.radius)  # [K, 2]
     squared = (offsets**2).sum(1)
     radii = torch.arange(support.radius + 1) if varies else torch.tensor([support.radius])
     within = squared <= radii[:, None] ** 2  # [n_radii, K]
     slots = _slots(offsets, support.radius)
     (class_y, first_y), (class_x, first_x) = _axis_classes(rows, support.radius), _axis_classes(cols, support.radius)
-    keys, counts, copies = [], [], []
+    keys, orders, counts, copies = [], [], [], []
     for row in first_y:
         for col in first_x:
             target = offsets + torch.tensor([row, col])
@@ -48,18 +58,21 @@ def candidates(rows: int, cols: int, support: Support, varies: bool, device: tor
             inside = (clamped == target).all(1)
             listed = inside.nonzero()[:, 0]
             padded = torch.cat([listed, listed.new_zeros(len(offsets) - len(listed))])
-            keys.append(torch.cat([offsets[padded].T, padded[None]]))
+            keys.append(padded << 16 | offsets[padded, 0] + 128 << 8 | offsets[padded, 1] + 128)
+            orders.append(padded)
             counts.append((within & inside).sum(1))
             dy, dx = (clamped - torch.tensor([row, col]) + support.radius).unbind(1)
             stands_for = slots[dy * (2 * support.radius + 1) + dx]  # [K]: a clamped offset is never longer
             counted = within if support.border == "clamp" else within & inside
             number = torch.zeros(len(radii), len(offsets)).index_add_(1, stands_for, counted.float())
             copies.append(number.log2())  # log2 0 = -inf
+    slot_copies, order = torch.stack(copies), torch.stack(orders)
     return Candidates(
         classes=(class_y[:, None] * len(first_x) + class_x).flatten().int().to(device),
         keys=torch.stack(keys).int().to(device),
         counts=torch.stack(counts).int().to(device),
-        copies=torch.stack(copies).to(device),
+        copies=slot_copies.gather(2, order[:, None].expand_as(slot_copies)).to(device),
+        slot_copies=slot_copies.to(device),
         offsets=offsets.T.int().contiguous().to(device),
         slots=slots.int().to(device),
     )

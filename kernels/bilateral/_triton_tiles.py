@@ -31,51 +31,53 @@ class Tile:
 class Shape:
     """What tiles are chosen by.
 
-    pixels: HR pixels of the largest cell. candidates: most keys of a cell. channels: of the signal. dtype: of the signal.
+    pixels: HR pixels of the largest cell. candidates: most keys of a cell. channels, dtype: of the signal.
+    guide_channels: of the guide. irregular: pixels have radii of their own, or cells are missing, which takes registers.
     """
 
     pixels: int
     candidates: int
     channels: int
     dtype: torch.dtype
-
-
-def power_of_two(number: int, low: int, high: int) -> int:
-    """The least power of two that is not below `number`, within [low, high]."""
-    return max(low, min(high, 1 << max(0, number - 1).bit_length()))
+    guide_channels: int = 3
+    irregular: bool = False
 
 
 def softmax(shape: Shape) -> Tile:
-    # One warp, a thread two pixels: the softmax over keys stays in a thread, and a key's values serve two pixels.
-    return Tile(pixels=power_of_two(shape.pixels, 32, 64), keys=power_of_two(shape.candidates, 8, 16), warps=1)
+    # One warp, a thread up to four pixels: the softmax over keys stays in a thread, and what it loads of a key serves
+    # all its pixels. `channels`: those that it mixes on its way.
+    crowded = shape.channels + shape.guide_channels > 6
+    return Tile(pixels=32 if shape.pixels <= 32 or crowded else 128, keys=4, warps=1)
 
 
 def mix(shape: Shape) -> Tile:
     # Scores cost as much as mixing some hundred channels, so a program mixes as many as its registers hold.
-    half = shape.dtype != torch.float32
-    channels = power_of_two(shape.channels, 16, 128)
-    blocks = min(3 if half else 2, -(-shape.channels // channels))
-    pixels = power_of_two(shape.pixels, 16, 64 if half else 32)
-    warps = 8 if channels * blocks * pixels > 128 * 64 else 4
-    return Tile(pixels, power_of_two(shape.candidates, 16, 32), channels, blocks, warps)
+    pixels, warps = (16, 4) if shape.pixels <= 16 else (64, 8)
+    if shape.dtype == torch.float32:
+        return Tile(pixels, keys=16, channels=16 if shape.channels <= 16 else 128, warps=warps)
+    if shape.channels <= 128:
+        return Tile(pixels, keys=32, channels=16 if shape.channels <= 16 else 128, warps=warps)
+    return Tile(pixels, keys=16 if shape.irregular else 32, channels=128, blocks=3, warps=8)
 
 
 def delta(shape: Shape) -> Tile:
-    return Tile(power_of_two(shape.pixels, 16, 64), 32, power_of_two(shape.channels, 16, 32), warps=4)
+    channels = 16 if shape.channels <= 16 else 32
+    if shape.pixels <= 16:
+        return Tile(pixels=16, keys=16, channels=channels, warps=4)
+    return Tile(pixels=64, keys=16, channels=channels, warps=8)
 
 
-def moments(shape: Shape) -> Tile:
-    return Tile(power_of_two(shape.pixels, 16, 64), 32, power_of_two(shape.channels, 16, 32), warps=4)
+moments = delta
 
 
 def fit_moments(shape: Shape) -> Tile:
-    # One warp, a thread one key: sums over pixels stay in a thread.
-    return Tile(pixels=16, keys=32, warps=1)
+    # One warp, a thread up to four keys: sums over pixels stay in a thread, and a pixel's values serve all its keys.
+    return Tile(pixels=2, keys=32 if shape.candidates <= 32 else 128, warps=1)
 
 
 def signal_gradient(shape: Shape) -> Tile:
-    # keys is a square of keys.
-    return Tile(power_of_two(shape.pixels, 16, 64), 16, power_of_two(shape.channels, 16, 128), warps=4)
+    # The keys are a square.
+    return Tile(16 if shape.pixels <= 16 else 32, keys=16, channels=16 if shape.channels <= 16 else 64)
 
 
 TILES: dict[str, Callable[[Shape], Tile]] = {

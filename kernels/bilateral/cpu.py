@@ -9,7 +9,6 @@ d d^T), dr = -sum D.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -87,7 +86,9 @@ def fit_anisotropic(
     epsilon: float,
     lr: float,
     lr_decay: float,
-) -> Iterator[Tensor]:
+    steps: int,
+    each: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
     """Whole fit steps of the anisotropic parameterisation without autograd: loss, gradients and Adam in compiled code.
 
     Args:
@@ -96,9 +97,11 @@ def fit_anisotropic(
         cells_per_pixel: the radius is clamp(ceil(this * max(sigma_x, sigma_y)), 1, support.radius); 0: support.radius.
         floor, epsilon: sigmas are at least `floor`; `epsilon` is added to 2 sigma^2.
         lr, lr_decay: of Adam; the rate after n steps is lr * lr_decay^n.
+        steps: how many.
+        each: called after every step with its number, from 1, and the losses before it, (B,); `raw` is that step's.
 
-    Yields:
-        without end, one for each step: the losses before it, (B,).
+    Returns:
+        the losses before every step, (steps, B).
     """
     loops = _loops()
     (batch, _, rows, cols), (height, width) = source.shape, guide.shape[-2:]
@@ -109,7 +112,8 @@ def fit_anisotropic(
     first, second = np.zeros(raws.shape), np.zeros(raws.shape)
     radii = np.empty((batch, height, width), np.int64)
     values = guide[0].numel()
-    for step in itertools.count(1):
+    history = guide.new_empty(steps, batch)
+    for step in range(1, steps + 1):
         for image in range(batch):
             loops.write_anisotropic(raws[image], floor, epsilon, problems[image].table)
             # Where every cell reaches farther than the largest radius, so does every mixture of cells.
@@ -134,7 +138,10 @@ def fit_anisotropic(
                 rate,
             )
         raw.copy_(torch.from_numpy(raws).view(batch, 4, rows, cols).permute(1, 0, 2, 3))
-        yield torch.from_numpy(losses / values).to(guide.dtype)
+        history[step - 1] = torch.from_numpy(losses / values)
+        if each is not None:
+            each(step, history[step - 1].clone())
+    return history
 
 
 class _Render(torch.autograd.Function):

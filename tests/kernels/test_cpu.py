@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from compare import Problem, assert_near, make_problem, truth
+from fused_fit import FIT_CASES, check_adam_on_the_reference, check_the_floor
 from torch import Tensor
 
-from kernels.bilateral import cpu, reference
+from kernels.bilateral import cpu
 from kernels.geometry import Factors, Support
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -262,105 +263,10 @@ def test_it_takes_signals_of_a_model(dtype: torch.dtype) -> None:
 # --- whole fit steps
 
 
-def raw_maps(problem: Problem, seed: int = 0) -> Tensor:
-    """log sigma_x, log sigma_y, raw theta, log sigma_r, away from the saddle sigma_x = sigma_y: (4, B, h, w)."""
-    shape = (1, *problem.factors.r.shape)
-    random = torch.Generator().manual_seed(seed)
-    start = torch.tensor([math.log(5.0), math.log(3.0), 0.3, math.log(0.15)]).view(4, 1, 1, 1)
-    return (start + 0.2 * torch.randn(4, *shape[1:], generator=random)).expand(4, *shape[1:]).contiguous()
-
-
-def factors_of(raw: Tensor, floor: float, epsilon: float) -> Factors:
-    """By the formulas of DESIGN section 1 and PAPER section 2."""
-    sigma_x, sigma_y, sigma_r = (raw[i].exp().clamp_min(floor) for i in (0, 1, 3))
-    theta = math.pi * torch.tanh(raw[2])
-    along, across = (2 * sigma_x**2 + epsilon).rsqrt(), (2 * sigma_y**2 + epsilon).rsqrt()
-    return Factors(
-        along * theta.cos(),
-        along * theta.sin(),
-        -across * theta.sin(),
-        across * theta.cos(),
-        1 / (2 * sigma_r**2 + epsilon),
-    )
-
-
-FIT_CASES = {
-    "fixed-radius": ({}, 0.0),
-    "batch-clamped": ({"batch": 2, "border": "clamp"}, 0.0),
-    "shrinking-radius": ({"grid": (6, 6), "size": (48, 48), "radius": 3}, 2 / 8),
-    "grey": ({"guide_channels": 1}, 0.0),
-    "four-channels": ({"guide_channels": 4}, 0.0),
-}
-
-
 @pytest.mark.parametrize(("options", "cells_per_pixel"), FIT_CASES.values(), ids=FIT_CASES)
 def test_fused_steps_are_adam_on_the_reference(options: dict, cells_per_pixel: float) -> None:
-    floor, epsilon, lr, lr_decay, steps = 1e-6, 1e-8, 0.05, 0.9, 6
-    problem = make_problem(**{"grid": (4, 4), "size": (32, 36), "radius": 2} | options, reconstruct=True)
-    raw = raw_maps(problem)
-    exact = problem.to(torch.float64)
-    parameter = torch.nn.Parameter(raw.double())
-    fused = cpu.fit_anisotropic(
-        problem.signal,
-        problem.guide,
-        problem.guide_lr,
-        raw,
-        support=problem.support,
-        cells_per_pixel=cells_per_pixel,
-        floor=floor,
-        epsilon=epsilon,
-        lr=lr,
-        lr_decay=lr_decay,
-    )
-    adam = torch.optim.Adam([parameter], lr=lr)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, lr_decay)
-    for _ in range(steps):
-        radius = None
-        if cells_per_pixel:
-            cells = cells_per_pixel * parameter.detach()[:2].exp().amax(0)[:, None]
-            at_pixels = torch.nn.functional.interpolate(cells, problem.guide.shape[-2:], mode="bilinear")[:, 0]
-            radius = (at_pixels - 1e-3).ceil().clamp(1, problem.support.radius).long()
-            assert radius.unique().numel() > 1
-        expected = reference.reconstruction_l1(
-            exact.signal,
-            exact.guide,
-            exact.guide_lr,
-            factors_of(parameter, floor, epsilon),
-            support=problem.support,
-            radius=radius,
-        )
-        adam.zero_grad()
-        expected.sum().backward()
-        adam.step()
-        schedule.step()
-        assert_near(next(fused), expected, largest=1e-5, rms=1e-5)
-    # Adam divides by the gradient's size: where that is rounding noise, a step may go either way. Few such places.
-    moved = (raw.double() - parameter.detach()).abs()
-    assert float(moved.median()) < 1e-4 and float((moved > 0.02).double().mean()) < 0.02
+    check_adam_on_the_reference(cpu, options, cells_per_pixel)
 
 
 def test_fused_steps_stop_at_the_floor() -> None:
-    problem = make_problem(size=(32, 32), reconstruct=True)
-    raw = raw_maps(problem)
-    raw[0], raw[1, :, :2] = math.log(1.5), math.log(1.9)
-    before = raw.clone()
-    losses = cpu.fit_anisotropic(
-        problem.signal,
-        problem.guide,
-        problem.guide_lr,
-        raw,
-        support=problem.support,
-        cells_per_pixel=0.0,
-        floor=2.0,
-        epsilon=1e-8,
-        lr=0.1,
-        lr_decay=1.0,
-    )
-    expected = reference.reconstruction_l1(
-        problem.signal, problem.guide, problem.guide_lr, factors_of(before, 2.0, 1e-8), support=problem.support
-    )
-    assert_near(next(losses), expected, largest=1e-6, rms=1e-6)
-    below = before.exp() < 2.0
-    below[2] = False
-    assert torch.equal(raw[below], before[below]), "no gradient below the floor"
-    assert (raw[~below] != before[~below]).all()
+    check_the_floor(cpu)

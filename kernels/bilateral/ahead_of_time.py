@@ -1,0 +1,235 @@
+"""Every Triton kernel at every tile that the code can pick, compiled without a GPU.
+
+    python -m kernels.bilateral.ahead_of_time [--capability 90] [--kernel mix]
+
+prints registers, spills, shared memory and instructions. Not under TRITON_INTERPRET, which replaces the compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import itertools
+import math
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.bilateral import _triton_kernels as kernels
+from kernels.bilateral._triton_launch import FEW_CHANNELS, SLOTS_PER_BLOCK
+from kernels.bilateral._triton_tiles import TILES, Shape, Tile, tile_for
+
+CAPABILITIES = (80, 90, 100)
+# Most shared memory that a block may have, bytes (CUDA C++ Programming Guide, technical specifications).
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+INTEGER_TABLES = {"p_classes", "p_keys", "p_counts", "p_offsets", "p_slots", "p_radius"}
+OF_THE_SIGNAL = {"p_signal", "p_out", "p_d_out"}
+FLOATS = {"rate", "correction", "floor", "epsilon", "cells_per_pixel"}
+# What tiles are chosen by, from the smallest to beyond the largest choice.
+PIXELS, CANDIDATES, CHANNELS = (16, 17, 32, 33, 256), (1, 32, 33, 197), (1, 16, 17, 64, 65, 128, 129, 1024)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as it is compiled. constants: its constexpr arguments; left_out: pointers that are None."""
+
+    kernel: str
+    dtype: torch.dtype
+    constants: tuple[tuple[str, Any], ...]
+    left_out: frozenset[str]
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        constants = " ".join(f"{name}={value}" for name, value in self.constants)
+        without = "".join(f" -{name.removeprefix('p_')}" for name in sorted(self.left_out))
+        return f"{self.kernel} {str(self.dtype).removeprefix('torch.')} {constants} warps={self.warps}{without}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the assembler made of a case. stack: bytes a thread, 0 without spills. shared: bytes a program."""
+
+    registers: int
+    stack: int
+    shared: int
+    instructions: Mapping[str, int]
+
+
+def all_cases() -> list[Case]:
+    """Every kernel at every tile that `_triton_tiles` picks, with all its optional parts; bfloat16 at the largest."""
+    return list(dict.fromkeys(itertools.chain(_softmax_cases(), _dot_cases(), _fit_cases(), _lr_cases())))
+
+
+def main_cases() -> list[Case]:
+    """What runs on a colour image with radii that do not vary and no holes: the figures that `kernels/README.md` states."""
+    without = {"p_radius", "p_valid", "p_reach", "p_d_guide"}
+    return [
+        dataclasses.replace(case, left_out=case.left_out | (without & _pointers(case.kernel)))
+        for case in all_cases()
+        if dict(case.constants).get("G", 3) == 3
+    ]
+
+
+def _pointers(kernel: str) -> set[str]:
+    return {name for name in inspect.signature(_function(kernel).fn).parameters if name.startswith("p_")}
+
+
+def _function(kernel: str) -> Any:
+    return getattr(kernels, f"{kernel}_kernel")
+
+
+def _tiles(
+    kernel: str, dtype: torch.dtype, channels: tuple[int, ...] = CHANNELS, guide_channels: int = 3, irregular: bool = True
+) -> list[Tile]:
+    sizes = itertools.product(PIXELS, CANDIDATES, channels)
+    shapes = (Shape(*size, dtype, guide_channels, irregular) for size in sizes)
+    return list(dict.fromkeys(tile_for(kernel, shape) for shape in shapes))
+
+
+def _case(kernel: str, dtype: torch.dtype, tile: Tile, left_out: set[str], **constants: Any) -> Case:
+    return Case(kernel, dtype, tuple(constants.items()), frozenset(left_out), tile.warps, tile.stages)
+
+
+LOSS = {"p_losses", "p_d_out", "p_delta"}
+OPTIONAL = {"p_radius", "p_valid"}
+
+
+def _softmax_cases() -> Iterator[Case]:
+    for channels in (0, 1, FEW_CHANNELS):
+        for tile in _tiles("softmax", torch.float16, (channels,)):
+            sizes = {"G": 3, "C": channels, "BP": tile.pixels, "BK": tile.keys}
+            yield _case("softmax", torch.float16, tile, {*LOSS, "p_reach"}, **sizes)
+
+
+def _dot_cases() -> Iterator[Case]:
+    for kernel in ("mix", "delta", "moments", "signal_gradient"):
+        channels = tuple(number for number in CHANNELS if kernel != "mix" or number > FEW_CHANNELS)
+        for dtype in (torch.float32, torch.float16):
+            for tile in _tiles(kernel, dtype, channels):
+                yield _case(kernel, dtype, tile, set(), G=3, **_dot_constants(kernel, tile))
+        largest = _tiles(kernel, torch.bfloat16, channels)[-1]
+        yield _case(kernel, torch.bfloat16, largest, set(), G=3, **_dot_constants(kernel, largest))
+    # Fewer registers, larger tiles.
+    for tile in _tiles("mix", torch.float16, CHANNELS[-1:], irregular=False):
+        yield _case("mix", torch.float16, tile, OPTIONAL, G=3, **_dot_constants("mix", tile))
+
+
+def _dot_constants(kernel: str, tile: Tile) -> dict[str, Any]:
+    constants: dict[str, Any] = {"BP": tile.pixels, "BC": tile.channels, "PRECISION": "tf32x3"}
+    if kernel == "signal_gradient":
+        return constants | {"SIDE": math.isqrt(tile.keys)}
+    own = {"mix": {"NC": tile.blocks}, "moments": {"N": 7}, "delta": {}}
+    return constants | {"BK": tile.keys} | own[kernel]
+
+
+def _fit_cases() -> Iterator[Case]:
+    for guide in (1, 3, 8):
+        for tile in _tiles("softmax", torch.float32, (guide,), guide):
+            sizes = {"G": guide, "C": guide, "BP": tile.pixels, "BK": tile.keys}
+            yield _case("softmax", torch.float32, tile, {"p_out", "p_valid"}, **sizes)
+        for tile in _tiles("fit_moments", torch.float32):
+            yield _case("fit_moments", torch.float32, tile, set(), G=guide, BP=tile.pixels, BK=tile.keys)
+
+
+def _lr_cases() -> Iterator[Case]:
+    one, two = Tile(0, 0, warps=1), Tile(0, 0, warps=2)
+    for moments in (4, 7):
+        yield _case("reduce", torch.float32, one, set(), N=moments, BS=SLOTS_PER_BLOCK)
+    for update in (False, True):
+        yield _case("step", torch.float32, two, set(), G=3, BS=SLOTS_PER_BLOCK, UPDATE=update)
+
+
+def compile_case(case: Case, capability: int) -> Report:
+    """Compile for a GPU of this compute capability (90 for 9.0) and read what the assembler says."""
+    function = _function(case.kernel)
+    constants: dict[str, Any] = dict(case.constants) | dict.fromkeys(case.left_out)
+    signature, aligned = {}, {}
+    for position, name in enumerate(inspect.signature(function.fn).parameters):
+        signature[name] = "constexpr" if name in constants else _type_of(name, case)
+        if signature[name].startswith("*"):
+            aligned[(position,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": case.warps, "num_stages": case.stages},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        registers, stack = _usage(file.name)
+        return Report(registers, stack, compiled.metadata.shared, _instructions(file.name))
+
+
+def _type_of(name: str, case: Case) -> str:
+    if name in OF_THE_SIGNAL:
+        return POINTERS[case.dtype]
+    if name in INTEGER_TABLES:
+        return "*i32"
+    if name == "p_valid":
+        return "*u8"
+    if name.startswith("p_"):
+        return "*fp32"
+    return "fp32" if name in FLOATS else "i32"
+
+
+def _usage(cubin: str) -> tuple[int, int]:
+    """Registers and bytes of stack a thread."""
+    text = _cuobjdump("-res-usage", cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump said nothing of registers: {text!r}")
+    return int(found.group(1)), int(found.group(2))
+
+
+def _instructions(cubin: str) -> Counter[str]:
+    """How often each operation stands in the code, by its first word."""
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)", _cuobjdump("-sass", cubin)))
+
+
+def _cuobjdump(what: str, cubin: str) -> str:
+    command = [triton.knobs.nvidia.cuobjdump.path, what, cubin]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _job(job: tuple[Case, int]) -> Report:
+    return compile_case(*job)
+
+
+def compile_all(cases: list[Case], capabilities: tuple[int, ...], processes: int) -> dict[tuple[Case, int], Report]:
+    """Every case for every capability."""
+    jobs = list(itertools.product(cases, capabilities))
+    with ProcessPoolExecutor(processes) as pool:
+        return dict(zip(jobs, pool.map(_job, jobs), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", type=int, choices=CAPABILITIES, default=90)
+    parser.add_argument("--kernel", choices=[*TILES, "reduce", "step"])
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    cases = [case for case in main_cases() if options.kernel in (None, case.kernel)]
+    print("| kernel | registers | stack | shared | FFMA FADD FMUL | MUFU | MMA | LDS STS | LDG STG | all |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for (case, _), report in compile_all(cases, (options.capability,), options.processes).items():
+        groups = (("FFMA", "FADD", "FMUL"), ("MUFU",), ("HMMA", "HGMMA", "UTCHMMA"), ("LDS", "STS"), ("LDG", "STG"))
+        counts = [sum(report.instructions[name] for name in group) for group in groups]
+        values = (report.registers, report.stack, report.shared, *counts, sum(report.instructions.values()))
+        print(f"| {case} | {' | '.join(map(str, values))} |")
+
+
+if __name__ == "__main__":
+    main()
