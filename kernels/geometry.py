@@ -30,6 +30,23 @@ class Factors(NamedTuple):
     r: Tensor
 
 
+def factor_gradients(factors: Factors, moments: Tensor) -> Factors:
+    """Gradients of the factors from sums, over the pixels, of d score times (dx^2, dx dy, dy^2, colour distance).
+
+    d score = -|W d|^2 - r D gives dW = -2 W (sum d d^T), dr = -sum D. `moments`: (B, 4, h, w).
+    """
+    xx, xy, yy, colour = moments.unbind(1)
+    ux, uy, vx, vy = (lr_map.to(moments.dtype) for lr_map in factors[:4])
+    gradients = (
+        -2 * (ux * xx + uy * xy),
+        -2 * (ux * xy + uy * yy),
+        -2 * (vx * xx + vy * xy),
+        -2 * (vx * xy + vy * yy),
+        -colour,
+    )
+    return Factors(*(gradient.to(lr_map.dtype) for gradient, lr_map in zip(gradients, factors, strict=True)))
+
+
 @dataclass(frozen=True)
 class Support:
     """Which LR cells are candidates for a pixel: those within a disc around its owner, in cells.

@@ -5,8 +5,8 @@ a block of keys and a tile live in registers and never reach memory; every pass 
 Which candidates a cell has, and how often a clamped border repeats them, stands in small tables of the grid alone
 (`_triton_tables.py`): a cell looks up its class.
 
-Names: `i_` index, `n_` count, `m_` mask, `b_` value of a block, `p_` pointer; shapes stand above the mathematics. Scores
-are in base 2: the key table holds factors times sqrt(log2 e) and range weights times log2 e.
+Names: `i_` index, `n_` count, `o_` offset, `m_` mask, `p_` pointer; shapes stand beside the mathematics. Scores are in
+base 2: the key table holds factors times sqrt(log2 e) and range weights times log2 e.
 
 What a kernel computes for a pair of pixel p and key q, with d = p - mu_q:
 
@@ -18,7 +18,7 @@ What a kernel computes for a pair of pixel p and key q, with d = p - mu_q:
 import triton
 import triton.language as tl
 
-# Globals that kernels read must be constexpr.
+# Globals that kernels read must be constexpr; write them last in a product, as Triton's interpreter needs.
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 PI = tl.constexpr(3.141592653589793)
@@ -99,7 +99,7 @@ def line(values):
 
 @triton.jit
 def colour_distance(colours, values, G: tl.constexpr):
-    """|I(p) - g(q)|^2; subtracted pair by pair, because expanding the square loses the digits that a small sigma_r needs."""
+    """|I(p) - g(q)|^2; expanding the square would lose the digits that a small sigma_r needs."""
     e = colours[0] - values[5]
     distance = e * e
     for g in tl.static_range(1, G):
@@ -168,7 +168,7 @@ def softmax_loop(
     peak = tl.full([BP], float("-inf"), tl.float32)
     total = tl.zeros([BP], tl.float32)
     mixed = ()
-    for n in tl.static_range(C):
+    for _n in tl.static_range(C):
         mixed = mixed + (tl.zeros([BP], tl.float32),)
     for first in range(0, count, BK):
         m_key, i_key, k_x, k_y, values = keys_of(
@@ -196,7 +196,7 @@ def softmax_loop(
             grown = grown + (mixed[c] * shrink + tl.sum(weight * signal[c][:, None], 0),)
         mixed = grown
         peak = higher
-    return (peak, total) + mixed  # noqa: RUF005 (Triton has no unpacking)
+    return (peak, total) + mixed
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -230,7 +230,7 @@ def softmax_kernel(
         state = softmax_loop(
             p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, n_radii - 1,
             n_rows, n_cols, height, width, n_slots, G, C, BP, BK, False,
-        )  # fmt: skip
+        )
     else:
         p_radius += i_batch * n_pixels
         if p_reach is None:
@@ -246,12 +246,12 @@ def softmax_kernel(
             state = softmax_loop(
                 p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, largest,
                 n_rows, n_cols, height, width, n_slots, G, C, BP, BK, False,
-            )  # fmt: skip
+            )
         else:
             state = softmax_loop(
                 p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, radius,
                 n_rows, n_cols, height, width, n_slots, G, C, BP, BK, True,
-            )  # fmt: skip
+            )
 
     peak, total = state[0], state[1]
     tl.store(p_lse + o_pixel, tl.where(total > 0, peak + tl.log2(total), float("-inf")), mask=m_pixel)
@@ -339,14 +339,14 @@ def mix_kernel(
     count = tl.load(p_counts + i_class * n_radii + largest)
 
     mixed = ()
-    for n in tl.static_range(NC):
+    for _n in tl.static_range(NC):
         mixed = mixed + (tl.zeros([BC, BP], tl.float32),)
     channel = tl.program_id(1) * (NC * BC) + tl.arange(0, BC)
     for first in range(0, count, BK):
         pairs = weights_of(
             p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
             n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
-        )  # fmt: skip
+        )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         weight = weight.to(p_signal.dtype.element_ty)
         grown = ()
@@ -426,7 +426,7 @@ def delta_kernel(
         pairs = weights_of(
             p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
             n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
-        )  # fmt: skip
+        )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         agreement = agreement_of(
             p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, BK, BP, BC, PRECISION
@@ -435,13 +435,13 @@ def delta_kernel(
     tl.store(p_delta + i_batch * n_pixels + o_pixel, delta, mask=m_pixel)
     if p_d_guide is not None:
         d_guide = ()
-        for n in tl.static_range(G):
+        for _n in tl.static_range(G):
             d_guide = d_guide + (tl.zeros([BP], tl.float32),)
         for first in range(0, count, BK):
             pairs = weights_of(
                 p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
                 n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
-            )  # fmt: skip
+            )
             weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
             agreement = agreement_of(
                 p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, BK, BP, BC, PRECISION
@@ -451,7 +451,7 @@ def delta_kernel(
             grown = ()
             for g in tl.static_range(G):
                 difference = colours[g][None, :] - values[5 + g][:, None]
-                grown = grown + (d_guide[g] - 2 * LN_2 * tl.sum(slope * difference, 0),)
+                grown = grown + (d_guide[g] - tl.sum(slope * difference, 0) * 2 * LN_2,)
             d_guide = grown
         for g in tl.static_range(G):
             tl.store(p_d_guide + (i_batch * G + g) * n_pixels + o_pixel, d_guide[g], mask=m_pixel)
@@ -487,7 +487,7 @@ def moments_kernel(
         p_valid += i_batch * n_cells
     VARIES: tl.constexpr = p_radius is not None
     sums = ()
-    for n in tl.static_range(N):
+    for _n in tl.static_range(N):
         sums = sums + (tl.zeros([BK], tl.float32),)
     for i_tile in range(n_tiles):
         o_pixel, m_pixel, b_x, b_y = tile_of(i_row, i_col, i_tile, n_rows, n_cols, height, width, BP)
@@ -502,7 +502,7 @@ def moments_kernel(
         pairs = weights_of(
             p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
             n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
-        )  # fmt: skip
+        )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         agreement = agreement_of(
             p_signal, p_d_out, i_key, m_key, o_pixel, lse < float("inf"), n_pixels, n_channels, BK, BP, BC, PRECISION
@@ -560,7 +560,7 @@ def fit_moments_kernel(
     m_key, i_key, k_x, k_y, values = keys_of(
         p_keys, p_table + i_batch * (5 + G) * n_cells, i_class, i_row, i_col, first, count,
         n_rows, n_cols, height, width, n_slots, G, BK,
-    )  # fmt: skip
+    )
     at_zero = line(factors_at_zero(k_x, k_y, values))
     source = line(load_planes(p_source + i_batch * G * n_cells, i_key, m_key, n_cells, G))
     place = first + tl.arange(0, BK)
@@ -587,8 +587,7 @@ def fit_moments_kernel(
             else:
                 p_row = p_radius + i_batch * n_pixels
                 radius = tl.minimum(tl.load(p_row + o_pixel, mask=m_pixel, other=0), n_radii - 1)
-                smallest, largest = range_of(radius, m_pixel)
-                if smallest == n_radii - 1:
+                if range_of(radius, m_pixel)[0] == n_radii - 1:
                     bias = tl.broadcast_to(widest[None, :], [BP, BK])
                 else:
                     bias = bias_of(p_copies, radius[:, None], place[None, :], m_key[None, :], n_slots)
@@ -644,8 +643,8 @@ def step_kernel(
 ):
     """Chain rule and Adam (betas .9 and .999, eps 1e-8, as torch.optim.Adam) of one cell, and its new row of the table.
 
-    `p_raw`, `p_first`, `p_second` are (4, B, h w): log sigma_x, log sigma_y, atanh(theta / pi), log sigma_r. `rate` is the
-    learning rate over 1 - .9^n, `correction` sqrt(1 - .999^n). With a = 1 / (2 sigma_x^2 + epsilon), c likewise of
+    `p_raw`, `p_first`, `p_second` are (4, B, h w): log sigma_x, log sigma_y, atanh(theta / pi), log sigma_r. `rate` is
+    the learning rate over 1 - .9^n, `correction` sqrt(1 - .999^n). With a = 1 / (2 sigma_x^2 + epsilon), c likewise of
     sigma_y, r of sigma_r, and M the matrix of the moments in the rotated frame: d log sigma_x = 4 sigma_x^2 a^2 M_xx,
     d log sigma_y = 4 sigma_y^2 c^2 M_yy, d theta = 2 (c - a) M_xy, d log sigma_r = 4 sigma_r^2 r^2 M_r.
     """
@@ -678,15 +677,15 @@ def step_kernel(
         raw_r = adam(raw_r, d_r, p_raw, p_first, p_second, o_key + 3 * stride, rate, correction)
     sigma_x, sigma_y = tl.maximum(tl.exp(raw_x), floor), tl.maximum(tl.exp(raw_y), floor)
     sigma_r = tl.maximum(tl.exp(raw_r), floor)
-    along = tl.sqrt(LOG2_E / (2 * sigma_x * sigma_x + epsilon))
-    across = tl.sqrt(LOG2_E / (2 * sigma_y * sigma_y + epsilon))
+    along = tl.sqrt(1 / (2 * sigma_x * sigma_x + epsilon) * LOG2_E)
+    across = tl.sqrt(1 / (2 * sigma_y * sigma_y + epsilon) * LOG2_E)
     tanh, cos, sin = direction(raw_theta)
     p_table += i_batch * (5 + G) * n_cells + i_key
     tl.store(p_table, along * cos)
     tl.store(p_table + n_cells, along * sin)
     tl.store(p_table + 2 * n_cells, -across * sin)
     tl.store(p_table + 3 * n_cells, across * cos)
-    tl.store(p_table + 4 * n_cells, LOG2_E / (2 * sigma_r * sigma_r + epsilon))
+    tl.store(p_table + 4 * n_cells, 1 / (2 * sigma_r * sigma_r + epsilon) * LOG2_E)
     if p_reach is not None:
         tl.store(p_reach + o_key, cells_per_pixel * tl.maximum(sigma_x, sigma_y))
 
@@ -700,7 +699,7 @@ def direction(raw):
     """
     t = 1 - 2 / (tl.exp(2 * raw) + 1)
     quarter = tl.floor(2 * t + 0.5)
-    x = PI * (t - quarter / 2)
+    x = (t - quarter / 2) * PI
     z = x * x
     sine = x + x * z * (-1.6666654611e-1 + z * (8.3321608736e-3 - z * 1.9515295891e-4))
     cosine = 1 - z / 2 + z * z * (4.166664568e-2 + z * (-1.388731625e-3 + z * 2.443315712e-5))
@@ -730,7 +729,7 @@ def signal_gradient_kernel(
     n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, max_radius, n_channels, n_splits,
     G: tl.constexpr, SIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """d_signal(q, c) = sum_p w d_out(p, c). A program a patch of SIDE x SIDE keys, BC channels and every n-th row of cells.
+    """d_signal(q, c) = sum_p w d_out(p, c). A program a patch of SIDE x SIDE keys, BC channels, a share of the rows.
 
     The keys of a patch share most of the pixels that they reach. `p_partial` is (splits, B, h w, C).
     """

@@ -5,6 +5,7 @@ Nothing here knows autograd; `triton.py` wraps these functions as PyTorch operat
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from kernels.bilateral import _triton_kernels as kernels
 from kernels.bilateral._triton_tables import Candidates, candidates
 from kernels.bilateral._triton_tiles import Shape, Tile, tile_for
-from kernels.geometry import Factors, Support, owner_starts
+from kernels.geometry import Factors, Support, factor_gradients, owner_starts
 
 LOG2_E = 1 / math.log(2)
 # Up to as many channels the softmax kernel mixes on its way, without tensor cores.
@@ -90,9 +91,7 @@ class Inputs(NamedTuple):
     valid: Tensor | None
 
 
-def prepare(
-    guide: Tensor, guide_lr: Tensor, factors: Factors, radius: Tensor | None, valid: Tensor | None
-) -> Inputs:
+def prepare(guide: Tensor, guide_lr: Tensor, factors: Factors, radius: Tensor | None, valid: Tensor | None) -> Inputs:
     """Tensors as the kernels take them; copies only what is not so yet."""
     root = math.sqrt(LOG2_E)
     scaled = [lr_map.detach().float() * scale for lr_map, scale in zip(factors, (root,) * 4 + (LOG2_E,), strict=True)]
@@ -282,20 +281,6 @@ def reduce(partial: Tensor, grid: Grid) -> Tensor:
     return sums
 
 
-def factor_gradients(factors: Factors, moments: Tensor) -> Factors:
-    """From sums of slope times (dx^2, dx dy, dy^2, colour distance), (B, 4, h, w): dW = -2 W M, dr = -D."""
-    xx, xy, yy, colour = moments.unbind(1)
-    ux, uy, vx, vy, r = (lr_map.float() for lr_map in factors)
-    gradients = (
-        -2 * (ux * xx + uy * xy),
-        -2 * (ux * xy + uy * yy),
-        -2 * (vx * xx + vy * xy),
-        -2 * (vx * xy + vy * yy),
-        -colour,
-    )
-    return Factors(*(gradient.to(lr_map.dtype) for gradient, lr_map in zip(gradients, factors, strict=True)))
-
-
 def signal_gradient(d_out: Tensor, lse: Tensor, signal: Tensor, inputs: Inputs, grid: Grid) -> Tensor:
     """d loss / d signal (B, C, h, w), from d loss / d out in the signal's dtype."""
     channels, tables = signal.shape[1], grid.tables
@@ -419,4 +404,4 @@ def precision(signal: Tensor) -> str:
 def _longest(cells: int, pixels: int) -> int:
     """Most pixels that a cell owns along one axis."""
     starts = owner_starts(cells, pixels)
-    return max(last - first for first, last in zip(starts, starts[1:], strict=False))
+    return max(last - first for first, last in itertools.pairwise(starts))

@@ -1,9 +1,9 @@
 """Candidate tables of the Triton kernels: which cells a cell's pixels may reach, and how often a border cell counts.
 
-Both depend on the grid and the support alone, and cells far from the border all have the same, so they are kept by class
-of cell: at most 2 radius + 1 classes along an axis. A class lists its candidates that lie in the grid, nearest first.
-Where the border is clamped, a border cell stands for the offsets beyond it too; it is listed once, with the logarithm
-of their number, which depends on the radius of the pixel's disc.
+Both depend on the grid and the support alone, and cells far from the border all have the same, so they are kept by
+class of cell: at most 2 radius + 1 classes along an axis. A class lists its candidates that lie in the grid, nearest
+first. Where the border is clamped, a border cell stands for the offsets beyond it too; it is listed once, with the
+logarithm of their number, which depends on the radius of the pixel's disc.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _slots(offsets: Tensor, radius: int) -> Tensor:
 
 
 def _axis_classes(cells: int, radius: int) -> tuple[Tensor, list[int]]:
-    """Class of every cell along an axis, by how far the border is up to the radius, and the first cell of each class."""
+    """Class of every cell along an axis, by how far the border is up to the radius, and each class's first cell."""
     firsts: dict[tuple[int, int], int] = {}
     classes = []
     for cell in range(cells):

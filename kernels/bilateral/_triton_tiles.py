@@ -32,7 +32,7 @@ class Shape:
     """What tiles are chosen by.
 
     pixels: HR pixels of the largest cell. candidates: most keys of a cell. channels, dtype: of the signal.
-    guide_channels: of the guide. irregular: pixels have radii of their own, or cells are missing, which takes registers.
+    guide_channels: of the guide. irregular: pixels have radii of their own or cells are missing, which takes registers.
     """
 
     pixels: int
@@ -52,12 +52,13 @@ def softmax(shape: Shape) -> Tile:
 
 def mix(shape: Shape) -> Tile:
     # Scores cost as much as mixing some hundred channels, so a program mixes as many as its registers hold.
-    pixels, warps = (16, 4) if shape.pixels <= 16 else (64, 8)
+    few, small = shape.channels <= 16, shape.pixels <= 16
+    pixels, warps = (16, 4) if small else (64, 8)
     if shape.dtype == torch.float32:
-        return Tile(pixels, keys=16, channels=16 if shape.channels <= 16 else 128, warps=warps)
+        return Tile(pixels, keys=16, channels=16 if few else 64 if small else 128, warps=warps)
     if shape.channels <= 128:
-        return Tile(pixels, keys=32, channels=16 if shape.channels <= 16 else 128, warps=warps)
-    return Tile(pixels, keys=16 if shape.irregular else 32, channels=128, blocks=3, warps=8)
+        return Tile(pixels, keys=32, channels=16 if few else 128, warps=warps)
+    return Tile(pixels, keys=16 if shape.irregular or small else 32, channels=128, blocks=3, warps=8)
 
 
 def delta(shape: Shape) -> Tile:
@@ -77,7 +78,9 @@ def fit_moments(shape: Shape) -> Tile:
 
 def signal_gradient(shape: Shape) -> Tile:
     # The keys are a square.
-    return Tile(16 if shape.pixels <= 16 else 32, keys=16, channels=16 if shape.channels <= 16 else 64)
+    if shape.pixels <= 16:
+        return Tile(pixels=16, keys=16, channels=16 if shape.channels <= 16 else 32, warps=8)
+    return Tile(pixels=32, keys=16, channels=32, warps=4)
 
 
 TILES: dict[str, Callable[[Shape], Tile]] = {

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.geometry import Factors, Support, centres, disc_offsets, owner_starts, reached_pixels
+from kernels.geometry import Factors, Support, centres, disc_offsets, factor_gradients, owner_starts, reached_pixels
 
 MOST_BANDS, PIXELS_PER_BAND = 16, 6000
 LOG2_E = 1 / math.log(2)
@@ -197,7 +197,7 @@ class _Render(torch.autograd.Function):
         for image, band, (band_moments, band_signal) in _in_bands(work, batch, layout):
             moments[image, band.first_key : band.last_key] += band_moments
             d_signal[image, band.first_key : band.last_key] += band_signal[..., :channels]
-        d_factors = _factor_gradients(factors, torch.from_numpy(moments))
+        d_factors = factor_gradients(factors, torch.from_numpy(moments).movedim(3, 1))
         return torch.from_numpy(d_signal).permute(0, 3, 1, 2).to(ctx.dtype), None, None, *d_factors, None, None, None
 
 
@@ -211,7 +211,7 @@ class _ReconstructionL1(torch.autograd.Function):
         losses, moments = _losses_and_moments(problems, layout)
         values = guide[0].numel()
         # The gradients cost little more than the loss and come from the same weights: take both at once.
-        ctx.save_for_backward(*_factor_gradients(factors, torch.from_numpy(moments / values)))
+        ctx.save_for_backward(*factor_gradients(factors, torch.from_numpy(moments / values).movedim(3, 1)))
         return torch.from_numpy(losses / values).to(guide.dtype)
 
     @staticmethod
@@ -238,20 +238,6 @@ def _losses_and_moments(problems: list[Any], layout: _Layout) -> tuple[np.ndarra
         losses[image] += band_loss
         moments[image, band.first_key : band.last_key] += band_moments
     return losses, moments
-
-
-def _factor_gradients(factors: Factors, moments: Tensor) -> tuple[Tensor, ...]:
-    """From sums of d score times (dx^2, dx dy, dy^2, colour distance), (B, h, w, 4), to gradients of the factors."""
-    xx, xy, yy, colour = moments.unbind(-1)
-    ux, uy, vx, vy = (lr_map.double() for lr_map in factors[:4])
-    gradients = (
-        -2 * (ux * xx + uy * xy),
-        -2 * (ux * xy + uy * yy),
-        -2 * (vx * xx + vy * xy),
-        -2 * (vx * xy + vy * yy),
-        -colour,
-    )
-    return tuple(gradient.to(r_map.dtype) for gradient, r_map in zip(gradients, factors, strict=True))
 
 
 def _problems(

@@ -62,8 +62,9 @@ def render(
     radius: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Same contract as `kernels.bilateral.reference.render`; float16 and bfloat16 signals are mixed as such, summed in
-    float32. Differentiable once, with respect to the signal, the guide at both resolutions and the factors.
+    """Same contract as `kernels.bilateral.reference.render`; differentiable once, by all tensors.
+
+    float16 and bfloat16 signals are mixed as such on the tensor cores and summed in float32.
     """
     from kernels.bilateral import _triton_ops
 
@@ -80,15 +81,13 @@ def reconstruction_l1(
     support: Support,
     radius: Tensor | None = None,
 ) -> Tensor:
-    """Same contract as `kernels.bilateral.reference.reconstruction_l1`; differentiable once, with respect to all tensors."""
+    """Same contract as `kernels.bilateral.reference.reconstruction_l1`; differentiable once, by all tensors."""
     from kernels.bilateral import _triton_ops
 
     if source.requires_grad or guide.requires_grad or guide_lr.requires_grad:
         rendered = render(source, guide, guide_lr, factors, support=support, radius=radius)
         return (rendered - guide).abs().mean((1, 2, 3))
-    loss, *_ = _triton_ops.reconstruction_l1(
-        source, guide, guide_lr, *factors, radius, support.radius, support.border
-    )
+    loss, *_ = _triton_ops.reconstruction_l1(source, guide, guide_lr, *factors, radius, support.radius, support.border)
     return loss
 
 
@@ -107,8 +106,9 @@ def fit_anisotropic(
     steps: int,
     each: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Same contract as `kernels.bilateral.cpu.fit_anisotropic`. Without `each` all steps are one CUDA graph, captured at
-    the first fit of a shape and replayed for every later image.
+    """Same contract as `kernels.bilateral.cpu.fit_anisotropic`.
+
+    Without `each` all steps are one CUDA graph, captured at the first fit of a shape and replayed for later images.
     """
     from kernels.bilateral import _triton_fit
 

@@ -1,4 +1,4 @@
-"""What the tests of a backend's whole fit steps share: the same steps by autograd and torch.optim.Adam on the reference."""
+"""What the tests of whole fit steps share: the same steps by autograd and torch.optim.Adam on the reference."""
 
 from __future__ import annotations
 

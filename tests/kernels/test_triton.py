@@ -56,7 +56,13 @@ CASES: dict[str, dict] = {
         "border": "clamp",
     },
     "cells-of-300-pixels": {"grid": (1, 2), "size": (15, 40), "border": "clamp"},
-    "sharp": {"grid": (3, 3), "size": (19, 18), "sigma": (0.2, 0.3), "sigma_in_cells": False, "sigma_r": (0.005, 0.005)},
+    "sharp": {
+        "grid": (3, 3),
+        "size": (19, 18),
+        "sigma": (0.2, 0.3),
+        "sigma_in_cells": False,
+        "sigma_r": (0.005, 0.005),
+    },
     "some-sharp-some-flat": {
         "grid": (3, 3),
         "size": (19, 18),
@@ -67,7 +73,9 @@ CASES: dict[str, dict] = {
         "border": "clamp",
     },
 }
-HALF_CASES = {name: CASES[name] for name in ("plain", "C=9", "C=200", "radius-map-C=9", "holes-radius-map-C=9", "holes")}
+HALF_CASES = {
+    name: CASES[name] for name in ("plain", "C=9", "C=200", "radius-map-C=9", "holes-radius-map-C=9", "holes")
+}
 
 each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 
@@ -109,7 +117,10 @@ def test_values_and_gradients_in_float32(options: dict) -> None:
 @pytest.mark.parametrize("options", HALF_CASES.values(), ids=HALF_CASES)
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],  # the interpreter's products of bf16 are wrong
+    [
+        torch.float16,
+        pytest.param(torch.bfloat16, marks=pytest.mark.gpu),
+    ],  # the interpreter's products of bf16 are wrong
     ids=str,
 )
 def test_values_and_gradients_in_half_precision(dtype: torch.dtype, options: dict) -> None:
@@ -148,9 +159,7 @@ def test_gradients_flow_through_one_input_only(name: str) -> None:
     leaf = tensors[name].clone().requires_grad_()
     tensors[name] = leaf
     factors = Factors(*(tensors[field] for field in Factors._fields))
-    out = backend.render(
-        tensors["signal"], tensors["guide"], tensors["guide_lr"], factors, support=problem.support
-    )
+    out = backend.render(tensors["signal"], tensors["guide"], tensors["guide_lr"], factors, support=problem.support)
     coefficients = torch.randn(out.shape, generator=torch.Generator().manual_seed(99))
     (out * ((8 * coefficients).round() / 8).to(out)).sum().backward()
     assert_near(leaf.grad, everything[name], largest=1e-6, rms=1e-6, unit=float(everything[name].abs().max()))

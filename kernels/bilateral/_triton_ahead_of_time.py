@@ -1,6 +1,6 @@
 """Every Triton kernel at every tile that the code can pick, compiled without a GPU.
 
-    python -m kernels.bilateral.ahead_of_time [--capability 90] [--kernel mix]
+    python -m kernels.bilateral._triton_ahead_of_time [--capability 90] [--kernel mix]
 
 prints registers, spills, shared memory and instructions. Not under TRITON_INTERPRET, which replaces the compiler.
 """
@@ -74,7 +74,7 @@ def all_cases() -> list[Case]:
 
 
 def main_cases() -> list[Case]:
-    """What runs on a colour image with radii that do not vary and no holes: the figures that `kernels/README.md` states."""
+    """What runs on a colour image with radii that do not vary and no holes: the figures in `kernels/README.md`."""
     without = {"p_radius", "p_valid", "p_reach", "p_d_guide"}
     return [
         dataclasses.replace(case, left_out=case.left_out | (without & _pointers(case.kernel)))
@@ -92,7 +92,11 @@ def _function(kernel: str) -> Any:
 
 
 def _tiles(
-    kernel: str, dtype: torch.dtype, channels: tuple[int, ...] = CHANNELS, guide_channels: int = 3, irregular: bool = True
+    kernel: str,
+    dtype: torch.dtype,
+    channels: tuple[int, ...] = CHANNELS,
+    guide_channels: int = 3,
+    irregular: bool = True,
 ) -> list[Tile]:
     sizes = itertools.product(PIXELS, CANDIDATES, channels)
     shapes = (Shape(*size, dtype, guide_channels, irregular) for size in sizes)

@@ -1,0 +1,84 @@
+"""Every Triton kernel at every tile, compiled for three generations of GPUs by a machine without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.bilateral._triton_tiles import TILES, Shape, tile_for
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+# In a process of its own: the interpreter, which the tests here run under, replaces the compiler.
+SCRIPT = """
+import json
+from kernels.bilateral import _triton_ahead_of_time as ahead
+if __name__ == "__main__":
+    reports = ahead.compile_all(ahead.all_cases(), ahead.CAPABILITIES, 2)
+    print(json.dumps([
+        (capability, str(case), report.registers, report.stack, report.shared, ahead.SHARED_LIMIT[capability])
+        for (case, capability), report in reports.items()
+    ]))
+"""
+# Bytes of stack a thread may have, by the start of a case's name and the capability: two words beside 96 accumulators,
+# on the oldest generation alone. Half the keys a block would save them and double the barriers.
+SPILLS: dict[str, dict[int, int]] = {"mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {80: 8}}
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not here")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, int, int, int, int]]:
+    script = tmp_path_factory.mktemp("ahead") / "compile.py"
+    script.write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment | {"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [tuple(report) for report in json.loads(run.stdout)]
+
+
+def test_every_kernel_compiles_for_every_generation(reports: list) -> None:
+    from kernels.bilateral import _triton_kernels as kernels
+
+    names = {name.removesuffix("_kernel") for name in vars(kernels) if name.endswith("_kernel")}
+    for capability in (80, 90, 100):
+        compiled = {name.split()[0] for found, name, *_ in reports if found == capability}
+        assert compiled == names
+
+
+def test_shared_memory_is_within_the_limit(reports: list) -> None:
+    assert not [report for report in reports if report[4] > report[5]]
+
+
+def test_nothing_spills_but_what_is_named(reports: list) -> None:
+    def allowed(capability: int, name: str) -> int:
+        return max((sizes.get(capability, 0) for start, sizes in SPILLS.items() if name.startswith(start)), default=0)
+
+    spilled = [(capability, name, stack) for capability, name, _, stack, *_ in reports if stack]
+    assert not [report for report in spilled if report[2] > allowed(*report[:2])]
+
+
+def test_tiles_are_what_the_kernels_can_take() -> None:
+    sizes = itertools.product((1, 4, 196, 256, 4000), (1, 29, 197), (1, 3, 21, 384, 768), (True, False))
+    for (pixels, candidates, channels, irregular), kernel in itertools.product(sizes, TILES):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            tile = tile_for(kernel, Shape(pixels, candidates, channels, dtype, 3, irregular))
+            numbers = (tile.pixels, tile.keys, tile.channels, tile.warps)
+            assert all(number > 0 and number & (number - 1) == 0 for number in numbers), (kernel, tile)
+            if kernel in ("mix", "delta", "moments", "signal_gradient"):  # the least that tl.dot takes
+                assert min(tile.pixels, tile.keys, tile.channels) >= 16
+            if kernel == "mix":  # the accumulators of a thread
+                assert tile.channels * tile.blocks * tile.pixels / (32 * tile.warps) <= 96
