@@ -60,12 +60,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """What the assembler made of a case. stack: bytes a thread, 0 without spills. shared: bytes a program."""
+    """What the assembler made of a case.
+
+    stack: bytes a thread, 0 without spills. shared: bytes a program. loop: how often each operation stands in the
+    innermost loop that takes the exponentials, which is where the time goes; empty where there is none.
+    """
 
     registers: int
     stack: int
     shared: int
-    instructions: Mapping[str, int]
+    loop: Mapping[str, int]
 
 
 def all_cases() -> list[Case]:
@@ -174,7 +178,7 @@ def compile_case(case: Case, capability: int) -> Report:
         file.write(compiled.asm["cubin"])
         file.flush()
         registers, stack = _usage(file.name)
-        return Report(registers, stack, compiled.metadata.shared, _instructions(file.name))
+        return Report(registers, stack, compiled.metadata.shared, _loop(_cuobjdump("-sass", file.name)))
 
 
 def _type_of(name: str, case: Case) -> str:
@@ -198,9 +202,18 @@ def _usage(cubin: str) -> tuple[int, int]:
     return int(found.group(1)), int(found.group(2))
 
 
-def _instructions(cubin: str) -> Counter[str]:
-    """How often each operation stands in the code, by its first word."""
-    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)", _cuobjdump("-sass", cubin)))
+def _loop(sass: str) -> Counter[str]:
+    """Operations of the innermost loop with the most exponentials, from code as cuobjdump prints it."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)(.*?);", sass)
+    place = {int(address, 16): position for position, (address, _, _) in enumerate(lines)}
+    loops = []
+    for position, (_, operation, rest) in enumerate(lines):
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if operation == "BRA" and target and place.get(int(target.group(1), 16), position) < position:
+            loops.append((place[int(target.group(1), 16)], position))
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    mixes = [Counter(operation for _, operation, _ in lines[first : last + 1]) for first, last in inner]
+    return max(mixes, key=lambda mix: mix["MUFU"], default=Counter())
 
 
 def _cuobjdump(what: str, cubin: str) -> str:
@@ -226,12 +239,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     cases = [case for case in main_cases() if options.kernel in (None, case.kernel)]
-    print("| kernel | registers | stack | shared | FFMA FADD FMUL | MUFU | MMA | LDS STS | LDG STG | all |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| kernel | registers | stack | shared | a pair: all | arithmetic | exp2 | loads |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for (case, _), report in compile_all(cases, (options.capability,), options.processes).items():
-        groups = (("FFMA", "FADD", "FMUL"), ("MUFU",), ("HMMA", "HGMMA", "UTCHMMA"), ("LDS", "STS"), ("LDG", "STG"))
-        counts = [sum(report.instructions[name] for name in group) for group in groups]
-        values = (report.registers, report.stack, report.shared, *counts, sum(report.instructions.values()))
+        constants, loop = dict(case.constants), report.loop
+        keys = constants.get("BK", constants.get("SIDE", 0) ** 2)
+        pairs = keys * constants.get("BP", 0) / (32 * case.warps)  # of a thread and a turn of the loop
+        groups = (tuple(loop), ("FFMA", "FADD", "FMUL"), ("MUFU",), ("LDG", "LDS", "LDSM", "LDGSTS"))
+        counts = [sum(loop[name] for name in group) / pairs if loop and pairs else 0 for group in groups]
+        values = (report.registers, report.stack, report.shared, *(f"{count:.1f}" for count in counts))
         print(f"| {case} | {' | '.join(map(str, values))} |")
 
 

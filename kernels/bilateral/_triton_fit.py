@@ -144,7 +144,7 @@ def fit(
 ) -> Tensor:
     """See `kernels.bilateral.triton.fit_anisotropic`."""
     # Ordinary tensors, whatever mode the caller is in: they outlive this call.
-    with torch.inference_mode(False), torch.no_grad(), torch.device(settings.device):
+    with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(guide):
         fitted = steps_for(settings)
         fitted.load(source, guide, guide_lr, raw)
         if each is None:

@@ -65,8 +65,20 @@ def load_planes(p_planes, offsets, mask, stride, N: tl.constexpr):
 
 @triton.jit
 def keys_of(
-    p_keys, p_table, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots,
-    G: tl.constexpr, BK: tl.constexpr,
+    p_keys,
+    p_table,
+    i_class,
+    i_row,
+    i_col,
+    first,
+    count,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_slots,
+    G: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """Keys [BK] from the list of a cell's class: mask, flat index, x and y from the cell's centre, 5 + G values."""
     place = first + tl.arange(0, BK)
@@ -160,9 +172,29 @@ def radius_at(p_reach, o_pixel, m_pixel, n_rows, n_cols, height, width, n_radii)
 
 @triton.jit
 def softmax_loop(
-    p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, radius,
-    n_rows, n_cols, height, width, n_slots,
-    G: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr,
+    p_keys,
+    p_table,
+    p_signal,
+    p_valid,
+    p_copies,
+    i_class,
+    i_row,
+    i_col,
+    count,
+    b_x,
+    b_y,
+    colours,
+    radius,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_slots,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
+    VARIES: tl.constexpr,
 ):
     """Highest score, sum of weights relative to it, and C weighted sums of the signal, all [BP], over a cell's keys."""
     peak = tl.full([BP], float("-inf"), tl.float32)
@@ -201,10 +233,32 @@ def softmax_loop(
 
 @triton.jit(do_not_specialize=SIZES)
 def softmax_kernel(
-    p_guide, p_table, p_signal, p_valid, p_radius, p_reach, p_classes, p_keys, p_counts, p_copies,
-    p_out, p_lse, p_losses, p_d_out, p_delta,
-    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii,
-    G: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    p_guide,
+    p_table,
+    p_signal,
+    p_valid,
+    p_radius,
+    p_reach,
+    p_classes,
+    p_keys,
+    p_counts,
+    p_copies,
+    p_out,
+    p_lse,
+    p_losses,
+    p_d_out,
+    p_delta,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_tiles,
+    n_slots,
+    n_radii,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """Log-sum-exp of every pixel, and the render itself where the signal has few channels. A program a tile.
 
@@ -228,8 +282,29 @@ def softmax_kernel(
     if p_radius is None:
         count = tl.load(p_counts + i_class * n_radii + n_radii - 1)
         state = softmax_loop(
-            p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, n_radii - 1,
-            n_rows, n_cols, height, width, n_slots, G, C, BP, BK, False,
+            p_keys,
+            p_table,
+            p_signal,
+            p_valid,
+            p_copies,
+            i_class,
+            i_row,
+            i_col,
+            count,
+            b_x,
+            b_y,
+            colours,
+            n_radii - 1,
+            n_rows,
+            n_cols,
+            height,
+            width,
+            n_slots,
+            G,
+            C,
+            BP,
+            BK,
+            False,
         )
     else:
         p_radius += i_batch * n_pixels
@@ -244,17 +319,60 @@ def softmax_kernel(
         count = tl.load(p_counts + i_class * n_radii + largest)
         if smallest == largest:
             state = softmax_loop(
-                p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, largest,
-                n_rows, n_cols, height, width, n_slots, G, C, BP, BK, False,
+                p_keys,
+                p_table,
+                p_signal,
+                p_valid,
+                p_copies,
+                i_class,
+                i_row,
+                i_col,
+                count,
+                b_x,
+                b_y,
+                colours,
+                largest,
+                n_rows,
+                n_cols,
+                height,
+                width,
+                n_slots,
+                G,
+                C,
+                BP,
+                BK,
+                False,
             )
         else:
             state = softmax_loop(
-                p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, radius,
-                n_rows, n_cols, height, width, n_slots, G, C, BP, BK, True,
+                p_keys,
+                p_table,
+                p_signal,
+                p_valid,
+                p_copies,
+                i_class,
+                i_row,
+                i_col,
+                count,
+                b_x,
+                b_y,
+                colours,
+                radius,
+                n_rows,
+                n_cols,
+                height,
+                width,
+                n_slots,
+                G,
+                C,
+                BP,
+                BK,
+                True,
             )
 
-    peak, total = state[0], state[1]
-    tl.store(p_lse + o_pixel, tl.where(total > 0, peak + tl.log2(total), float("-inf")), mask=m_pixel)
+    peak, reached = state[0], state[1] > 0
+    total = tl.where(reached, state[1], 1.0)
+    tl.store(p_lse + o_pixel, tl.where(reached, peak + tl.log2(total), float("-inf")), mask=m_pixel)
     if p_losses is not None:
         loss, delta = tl.zeros([BP], tl.float32), tl.zeros([BP], tl.float32)
         for c in tl.static_range(C):
@@ -269,15 +387,35 @@ def softmax_kernel(
         tl.store(p_losses + i_batch * n_cells * n_tiles + tl.program_id(0), loss)
     else:
         for c in tl.static_range(C):
-            rendered = tl.where(total > 0, state[2 + c] / total, float("nan"))
+            rendered = tl.where(reached, state[2 + c] / total, float("nan"))
             p_plane = p_out + (i_batch * C + c) * n_pixels
             tl.store(p_plane + o_pixel, rendered.to(p_out.dtype.element_ty), mask=m_pixel)
 
 
 @triton.jit
 def weights_of(
-    p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-    n_rows, n_cols, height, width, n_slots, G: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr,
+    p_keys,
+    p_table,
+    p_valid,
+    p_copies,
+    i_class,
+    i_row,
+    i_col,
+    first,
+    count,
+    b_x,
+    b_y,
+    colours,
+    radius,
+    lse,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_slots,
+    G: tl.constexpr,
+    BK: tl.constexpr,
+    VARIES: tl.constexpr,
 ):
     """Normalised weights [BK, BP] of a block of keys from the log-sum-exp (inf: none), and what they were made of."""
     m_key, i_key, k_x, k_y, values = keys_of(
@@ -305,9 +443,30 @@ def load_lse(p_lse, o_pixel, m_pixel):
 
 @triton.jit(do_not_specialize=SIZES)
 def mix_kernel(
-    p_guide, p_table, p_signal, p_valid, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_out,
-    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, n_channels,
-    G: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr,
+    p_guide,
+    p_table,
+    p_signal,
+    p_valid,
+    p_radius,
+    p_classes,
+    p_keys,
+    p_counts,
+    p_copies,
+    p_lse,
+    p_out,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_tiles,
+    n_slots,
+    n_radii,
+    n_channels,
+    G: tl.constexpr,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
+    BC: tl.constexpr,
+    NC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out(p, c) = sum_q w signal(q, c) on the tensor cores. A program a tile and NC blocks of BC channels.
@@ -344,8 +503,28 @@ def mix_kernel(
     channel = tl.program_id(1) * (NC * BC) + tl.arange(0, BC)
     for first in range(0, count, BK):
         pairs = weights_of(
-            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
+            p_keys,
+            p_table,
+            p_valid,
+            p_copies,
+            i_class,
+            i_row,
+            i_col,
+            first,
+            count,
+            b_x,
+            b_y,
+            colours,
+            radius,
+            lse,
+            n_rows,
+            n_cols,
+            height,
+            width,
+            n_slots,
+            G,
+            BK,
+            VARIES,
         )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         weight = weight.to(p_signal.dtype.element_ty)
@@ -369,8 +548,18 @@ def mix_kernel(
 
 @triton.jit
 def agreement_of(
-    p_signal, p_d_out, i_key, m_key, o_pixel, m_pixel, n_pixels, n_channels,
-    BK: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+    p_signal,
+    p_d_out,
+    i_key,
+    m_key,
+    o_pixel,
+    m_pixel,
+    n_pixels,
+    n_channels,
+    BK: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """sum_c signal(q, c) d_out(p, c), [BK, BP]."""
     agreement = tl.zeros([BK, BP], tl.float32)
@@ -387,10 +576,32 @@ def agreement_of(
 
 @triton.jit(do_not_specialize=SIZES)
 def delta_kernel(
-    p_guide, p_table, p_signal, p_valid, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_d_out,
-    p_delta, p_d_guide,
-    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, n_channels,
-    G: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+    p_guide,
+    p_table,
+    p_signal,
+    p_valid,
+    p_radius,
+    p_classes,
+    p_keys,
+    p_counts,
+    p_copies,
+    p_lse,
+    p_d_out,
+    p_delta,
+    p_d_guide,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_tiles,
+    n_slots,
+    n_radii,
+    n_channels,
+    G: tl.constexpr,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """delta(p) = sum_q w sum_c d_out(p, c) signal(q, c), and the gradient of the guide if asked for. A program a tile.
 
@@ -424,8 +635,28 @@ def delta_kernel(
     delta = tl.zeros([BP], tl.float32)
     for first in range(0, count, BK):
         pairs = weights_of(
-            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
+            p_keys,
+            p_table,
+            p_valid,
+            p_copies,
+            i_class,
+            i_row,
+            i_col,
+            first,
+            count,
+            b_x,
+            b_y,
+            colours,
+            radius,
+            lse,
+            n_rows,
+            n_cols,
+            height,
+            width,
+            n_slots,
+            G,
+            BK,
+            VARIES,
         )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         agreement = agreement_of(
@@ -439,8 +670,28 @@ def delta_kernel(
             d_guide = d_guide + (tl.zeros([BP], tl.float32),)
         for first in range(0, count, BK):
             pairs = weights_of(
-                p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-                n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
+                p_keys,
+                p_table,
+                p_valid,
+                p_copies,
+                i_class,
+                i_row,
+                i_col,
+                first,
+                count,
+                b_x,
+                b_y,
+                colours,
+                radius,
+                lse,
+                n_rows,
+                n_cols,
+                height,
+                width,
+                n_slots,
+                G,
+                BK,
+                VARIES,
             )
             weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
             agreement = agreement_of(
@@ -459,10 +710,33 @@ def delta_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def moments_kernel(
-    p_guide, p_table, p_signal, p_valid, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_d_out, p_delta,
+    p_guide,
+    p_table,
+    p_signal,
+    p_valid,
+    p_radius,
+    p_classes,
+    p_keys,
+    p_counts,
+    p_copies,
+    p_lse,
+    p_d_out,
+    p_delta,
     p_partial,
-    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, n_channels,
-    G: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_tiles,
+    n_slots,
+    n_radii,
+    n_channels,
+    G: tl.constexpr,
+    N: tl.constexpr,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Moments of a block of a cell's keys over the cell's pixels, any number of channels. A program a cell and a block.
 
@@ -500,8 +774,28 @@ def moments_kernel(
         else:
             radius = n_radii - 1
         pairs = weights_of(
-            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
+            p_keys,
+            p_table,
+            p_valid,
+            p_copies,
+            i_class,
+            i_row,
+            i_col,
+            first,
+            count,
+            b_x,
+            b_y,
+            colours,
+            radius,
+            lse,
+            n_rows,
+            n_cols,
+            height,
+            width,
+            n_slots,
+            G,
+            BK,
+            VARIES,
         )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         agreement = agreement_of(
@@ -535,9 +829,27 @@ def store_moments(p_partial, sums, p_keys, i_class, i_cell, first, count, n_slot
 
 @triton.jit(do_not_specialize=SIZES)
 def fit_moments_kernel(
-    p_guide, p_table, p_source, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_d_out, p_delta, p_partial,
-    n_rows, n_cols, height, width, n_slots, n_radii,
-    G: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    p_guide,
+    p_table,
+    p_source,
+    p_radius,
+    p_classes,
+    p_keys,
+    p_counts,
+    p_copies,
+    p_lse,
+    p_d_out,
+    p_delta,
+    p_partial,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_slots,
+    n_radii,
+    G: tl.constexpr,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """`moments_kernel` of the reconstruction loss: G channels, few enough to need no tensor cores.
 
@@ -558,8 +870,20 @@ def fit_moments_kernel(
     p_delta += i_batch * n_pixels
     p_lse += i_batch * n_pixels
     m_key, i_key, k_x, k_y, values = keys_of(
-        p_keys, p_table + i_batch * (5 + G) * n_cells, i_class, i_row, i_col, first, count,
-        n_rows, n_cols, height, width, n_slots, G, BK,
+        p_keys,
+        p_table + i_batch * (5 + G) * n_cells,
+        i_class,
+        i_row,
+        i_col,
+        first,
+        count,
+        n_rows,
+        n_cols,
+        height,
+        width,
+        n_slots,
+        G,
+        BK,
     )
     at_zero = line(factors_at_zero(k_x, k_y, values))
     source = line(load_planes(p_source + i_batch * G * n_cells, i_key, m_key, n_cells, G))
@@ -637,9 +961,26 @@ def reduce_kernel(p_partial, p_offsets, p_moments, n_rows, n_cols, n_slots, N: t
 
 @triton.jit(do_not_specialize=[*SIZES, "n_batch", "n_values", "rate", "correction"])
 def step_kernel(
-    p_partial, p_offsets, p_raw, p_first, p_second, p_table, p_reach,
-    n_rows, n_cols, n_slots, n_batch, n_values, rate, correction, floor, epsilon, cells_per_pixel,
-    G: tl.constexpr, BS: tl.constexpr, UPDATE: tl.constexpr,
+    p_partial,
+    p_offsets,
+    p_raw,
+    p_first,
+    p_second,
+    p_table,
+    p_reach,
+    n_rows,
+    n_cols,
+    n_slots,
+    n_batch,
+    n_values,
+    rate,
+    correction,
+    floor,
+    epsilon,
+    cells_per_pixel,
+    G: tl.constexpr,
+    BS: tl.constexpr,
+    UPDATE: tl.constexpr,
 ):
     """Chain rule and Adam (betas .9 and .999, eps 1e-8, as torch.optim.Adam) of one cell, and its new row of the table.
 
@@ -725,9 +1066,31 @@ def adam(raw, gradient, p_raw, p_first, p_second, offset, rate, correction):
 
 @triton.jit(do_not_specialize=[*SIZES, "n_splits"])
 def signal_gradient_kernel(
-    p_guide, p_table, p_valid, p_radius, p_classes, p_slots, p_slot_copies, p_lse, p_d_out, p_partial,
-    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, max_radius, n_channels, n_splits,
-    G: tl.constexpr, SIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+    p_guide,
+    p_table,
+    p_valid,
+    p_radius,
+    p_classes,
+    p_slots,
+    p_slot_copies,
+    p_lse,
+    p_d_out,
+    p_partial,
+    n_rows,
+    n_cols,
+    height,
+    width,
+    n_tiles,
+    n_slots,
+    n_radii,
+    max_radius,
+    n_channels,
+    n_splits,
+    G: tl.constexpr,
+    SIDE: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """d_signal(q, c) = sum_p w d_out(p, c). A program a patch of SIDE x SIDE keys, BC channels, a share of the rows.
 

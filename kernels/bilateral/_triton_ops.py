@@ -33,9 +33,10 @@ def render(
     border: str,
 ) -> tuple[Tensor, Tensor]:
     """The render (B, C, H, W) and its log-sum-exp (B, H, W), base 2."""
-    grid = launch.Grid.of(signal, guide, Support(max_radius, border), radius is not None)
-    inputs = launch.prepare(guide, guide_lr, Factors(ux, uy, vx, vy, r), radius, valid)
-    return launch.forward(signal, inputs, grid)
+    with torch.cuda.device_of(guide):
+        grid = launch.Grid.of(signal, guide, Support(max_radius, border), radius is not None)
+        inputs = launch.prepare(guide, guide_lr, Factors(ux, uy, vx, vy, r), radius, valid)
+        return launch.forward(signal, inputs, grid)
 
 
 @render.register_fake
@@ -67,17 +68,18 @@ def render_backward(
 ) -> list[Tensor]:
     """Gradients of signal, guide, guide_lr and the five maps; empty where not asked for."""
     factors = Factors(ux, uy, vx, vy, r)
-    found = launch.backward(
-        d_out,
-        lse,
-        signal,
-        launch.prepare(guide, guide_lr, factors, radius, valid),
-        factors,
-        launch.Grid.of(signal, guide, Support(max_radius, border), radius is not None),
-        of_signal=of_signal,
-        of_maps=of_maps,
-        of_guide=of_guide,
-    )
+    with torch.cuda.device_of(guide):
+        found = launch.backward(
+            d_out,
+            lse,
+            signal,
+            launch.prepare(guide, guide_lr, factors, radius, valid),
+            factors,
+            launch.Grid.of(signal, guide, Support(max_radius, border), radius is not None),
+            of_signal=of_signal,
+            of_maps=of_maps,
+            of_guide=of_guide,
+        )
     nothing = Factors(*[None] * 5)  # type: ignore[arg-type]
     gradients = (found.signal, found.guide, found.guide_lr, *(found.factors if of_maps and found.factors else nothing))
     inputs = (signal, guide, guide_lr, *factors)
@@ -132,9 +134,10 @@ def reconstruction_l1(
 ) -> list[Tensor]:
     """The loss (B,) and, from the same weights, its gradients with respect to the five maps, each (B, h, w)."""
     factors = Factors(ux, uy, vx, vy, r)
-    inputs = launch.prepare(guide, guide_lr, factors, radius, None)
-    grid = launch.Grid.of(source, guide, Support(max_radius, border), radius is not None)
-    loss, gradients = launch.loss_and_gradients(source, inputs, factors, grid)
+    with torch.cuda.device_of(guide):
+        inputs = launch.prepare(guide, guide_lr, factors, radius, None)
+        grid = launch.Grid.of(source, guide, Support(max_radius, border), radius is not None)
+        loss, gradients = launch.loss_and_gradients(source, inputs, factors, grid)
     return [loss.to(guide.dtype), *gradients]
 
 

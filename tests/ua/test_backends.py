@@ -1,12 +1,13 @@
 """Choosing a backend."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
 import ua
-from kernels.bilateral import cpu, reference
+from kernels.bilateral import cpu, reference, triton
 from kernels.bilateral import torch as blocks
 from ua import backends
 
@@ -47,7 +48,7 @@ def test_auto_without_numba_is_the_portable_one(monkeypatch: pytest.MonkeyPatch)
 def test_every_backend_has_the_same_three_functions() -> None:
     import inspect
 
-    for module in (blocks, cpu):
+    for module in (blocks, cpu, triton):
         for function in ("refuses", "render", "reconstruction_l1"):
             parameters = inspect.signature(getattr(module, function)).parameters
             assert list(parameters) == list(inspect.signature(getattr(reference, function)).parameters), function
@@ -83,3 +84,45 @@ def test_a_backend_of_ones_own_by_dotted_name(tmp_path: Path, monkeypatch: pytes
 
     assert counting.calls == [1]
     assert torch.equal(found, ua.upsample(IMAGE, SIGNAL, backend="reference", back_projections=0))
+
+
+# --- the Triton backend through the library, on a GPU or under Triton's interpreter
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not here")
+
+
+@needs_triton
+@pytest.mark.parametrize("preset", ["default", "released", "paper"])
+def test_triton_is_torch_in_every_preset(preset: str) -> None:
+    steps = 0 if preset == "default" else 2
+    image, signal = IMAGE.to(DEVICE), SIGNAL.to(DEVICE)
+    ours, theirs = (
+        ua.upsample(image, signal, preset=preset, steps=steps, backend=backend) for backend in ("triton", "torch")
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@needs_triton
+@pytest.mark.parametrize("parameterisation", ["isotropic", "log_covariance", "no_range", "shared_range", "fixed"])
+def test_triton_fits_every_parameterisation(parameterisation: str) -> None:
+    options = {"preset": "released", "steps": 2, "radius": 2, "parameterisation": parameterisation}
+    ours, theirs = (ua.fit(IMAGE.to(DEVICE), (2, 3), backend=backend, **options) for backend in ("triton", "torch"))
+    torch.testing.assert_close(ours.losses, theirs.losses, rtol=1e-3, atol=0)
+
+
+@needs_triton
+def test_triton_keeps_half_precision_and_its_gradient() -> None:
+    signal = SIGNAL.to(DEVICE).half().requires_grad_()
+    out = ua.upsample(IMAGE.to(DEVICE), signal, back_projections=0, backend="triton")
+    assert out.dtype == torch.float16
+    out.sum().backward()
+    # Weights of a pixel sum to one.
+    assert signal.grad is not None
+    torch.testing.assert_close(float(signal.grad.float().sum()), float(out.numel()), rtol=2e-3, atol=0)
+
+
+@needs_triton
+def test_triton_tells_why_it_refuses() -> None:
+    with pytest.raises(ValueError, match=r"backend='triton' cannot compute this: .*float64"):
+        ua.upsample(IMAGE.to(DEVICE), SIGNAL.to(DEVICE).double(), backend="triton")
