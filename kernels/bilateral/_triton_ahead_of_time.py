@@ -167,7 +167,7 @@ def compile_case(case: Case, capability: int) -> Report:
     signature, aligned = {}, {}
     for position, name in enumerate(inspect.signature(function.fn).parameters):
         signature[name] = "constexpr" if name in constants else _type_of(name, case)
-        if signature[name].startswith("*"):
+        if signature[name].startswith("*") or name == "row_length":
             aligned[(position,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned),

@@ -45,12 +45,13 @@ class FitSteps:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float32, device=settings.device)
 
-        self.guide, self.source = zeros(*settings.size), zeros(batch, channels, *settings.grid)
+        cells = settings.grid[0] * settings.grid[1]
+        self.guide, self.source = zeros(*settings.size), zeros(batch, cells, channels)
         self.raw, self.first, self.second = (zeros(4, batch, *settings.grid) for _ in range(3))
         self.reach = zeros(batch, *settings.grid) if varies else None
         radius = torch.zeros(batch, height, width, dtype=torch.int32, device=settings.device) if varies else None
-        self.inputs = launch.Inputs(self.guide, zeros(batch, 5 + channels, *settings.grid), radius, None)
-        self.grid = launch.Grid.of(self.source, self.guide, settings.support, varies)
+        self.inputs = launch.Inputs(self.guide, zeros(batch, cells, 5 + channels), radius, None)
+        self.grid = launch.Grid.of(self.raw, self.guide, settings.support, varies)
         self.buffers = launch.loss_buffers(self.inputs, self.grid)
         self.losses = zeros(settings.steps, *self.buffers.losses.shape)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -58,8 +59,8 @@ class FitSteps:
     def load(self, source: Tensor, guide: Tensor, guide_lr: Tensor, raw: Tensor) -> None:
         """Another image, and where its parameters start."""
         self.guide.copy_(guide)
-        self.source.copy_(source)
-        self.inputs.table[:, 5:].copy_(guide_lr)
+        self.source.copy_(launch.channels_last(source))
+        self.inputs.table[:, :, 5:].copy_(launch.channels_last(guide_lr))
         self.raw.copy_(raw)
         self.first.zero_()
         self.second.zero_()

@@ -64,21 +64,18 @@ def load_planes(p_planes, offsets, mask, stride, N: tl.constexpr):
 
 
 @triton.jit
+def load_rows(p_rows, i_row, mask, N: tl.constexpr):
+    """Rows of N values each, as a tuple of N float32 blocks: one address a row, its values at constant offsets."""
+    values = ()
+    for n in tl.static_range(N):
+        values = values + (tl.load(p_rows + i_row * N + n, mask=mask, other=0.0).to(tl.float32),)
+    return values
+
+
+@triton.jit
 def keys_of(
-    p_keys,
-    p_table,
-    i_class,
-    i_row,
-    i_col,
-    first,
-    count,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_slots,
-    G: tl.constexpr,
-    BK: tl.constexpr,
+    p_keys, p_table, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots,
+    G: tl.constexpr, BK: tl.constexpr,
 ):
     """Keys [BK] from the list of a cell's class: mask, flat index, x and y from the cell's centre, 5 + G values."""
     place = first + tl.arange(0, BK)
@@ -88,7 +85,7 @@ def keys_of(
     i_key = (i_row + dy) * n_cols + i_col + dx
     k_x = dx.to(tl.float32) * (width.to(tl.float32) / n_cols.to(tl.float32))
     k_y = dy.to(tl.float32) * (height.to(tl.float32) / n_rows.to(tl.float32))
-    return m_key, i_key, k_x, k_y, load_planes(p_table, i_key, m_key, n_rows * n_cols, 5 + G)
+    return m_key, i_key, k_x, k_y, load_rows(p_table, i_key, m_key, 5 + G)
 
 
 @triton.jit
@@ -172,29 +169,9 @@ def radius_at(p_reach, o_pixel, m_pixel, n_rows, n_cols, height, width, n_radii)
 
 @triton.jit
 def softmax_loop(
-    p_keys,
-    p_table,
-    p_signal,
-    p_valid,
-    p_copies,
-    i_class,
-    i_row,
-    i_col,
-    count,
-    b_x,
-    b_y,
-    colours,
-    radius,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_slots,
-    G: tl.constexpr,
-    C: tl.constexpr,
-    BP: tl.constexpr,
-    BK: tl.constexpr,
-    VARIES: tl.constexpr,
+    p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, radius,
+    n_rows, n_cols, height, width, n_slots,
+    G: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr,
 ):
     """Highest score, sum of weights relative to it, and C weighted sums of the signal, all [BP], over a cell's keys."""
     peak = tl.full([BP], float("-inf"), tl.float32)
@@ -222,7 +199,7 @@ def softmax_loop(
         weight = tl.exp2(score - anchor[None, :])
         shrink = tl.exp2(peak - anchor)
         total = total * shrink + tl.sum(weight, 0)
-        signal = load_planes(p_signal, i_key, m_key, n_rows * n_cols, C)
+        signal = load_rows(p_signal, i_key, m_key, C)
         grown = ()
         for c in tl.static_range(C):
             grown = grown + (mixed[c] * shrink + tl.sum(weight * signal[c][:, None], 0),)
@@ -233,32 +210,10 @@ def softmax_loop(
 
 @triton.jit(do_not_specialize=SIZES)
 def softmax_kernel(
-    p_guide,
-    p_table,
-    p_signal,
-    p_valid,
-    p_radius,
-    p_reach,
-    p_classes,
-    p_keys,
-    p_counts,
-    p_copies,
-    p_out,
-    p_lse,
-    p_losses,
-    p_d_out,
-    p_delta,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_tiles,
-    n_slots,
-    n_radii,
-    G: tl.constexpr,
-    C: tl.constexpr,
-    BP: tl.constexpr,
-    BK: tl.constexpr,
+    p_guide, p_table, p_signal, p_valid, p_radius, p_reach, p_classes, p_keys, p_counts, p_copies,
+    p_out, p_lse, p_losses, p_d_out, p_delta,
+    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii,
+    G: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
 ):
     """Log-sum-exp of every pixel, and the render itself where the signal has few channels. A program a tile.
 
@@ -282,29 +237,8 @@ def softmax_kernel(
     if p_radius is None:
         count = tl.load(p_counts + i_class * n_radii + n_radii - 1)
         state = softmax_loop(
-            p_keys,
-            p_table,
-            p_signal,
-            p_valid,
-            p_copies,
-            i_class,
-            i_row,
-            i_col,
-            count,
-            b_x,
-            b_y,
-            colours,
-            n_radii - 1,
-            n_rows,
-            n_cols,
-            height,
-            width,
-            n_slots,
-            G,
-            C,
-            BP,
-            BK,
-            False,
+            p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, n_radii - 1,
+            n_rows, n_cols, height, width, n_slots, G, C, BP, BK, False,
         )
     else:
         p_radius += i_batch * n_pixels
@@ -319,55 +253,13 @@ def softmax_kernel(
         count = tl.load(p_counts + i_class * n_radii + largest)
         if smallest == largest:
             state = softmax_loop(
-                p_keys,
-                p_table,
-                p_signal,
-                p_valid,
-                p_copies,
-                i_class,
-                i_row,
-                i_col,
-                count,
-                b_x,
-                b_y,
-                colours,
-                largest,
-                n_rows,
-                n_cols,
-                height,
-                width,
-                n_slots,
-                G,
-                C,
-                BP,
-                BK,
-                False,
+                p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, largest,
+                n_rows, n_cols, height, width, n_slots, G, C, BP, BK, False,
             )
         else:
             state = softmax_loop(
-                p_keys,
-                p_table,
-                p_signal,
-                p_valid,
-                p_copies,
-                i_class,
-                i_row,
-                i_col,
-                count,
-                b_x,
-                b_y,
-                colours,
-                radius,
-                n_rows,
-                n_cols,
-                height,
-                width,
-                n_slots,
-                G,
-                C,
-                BP,
-                BK,
-                True,
+                p_keys, p_table, p_signal, p_valid, p_copies, i_class, i_row, i_col, count, b_x, b_y, colours, radius,
+                n_rows, n_cols, height, width, n_slots, G, C, BP, BK, True,
             )
 
     peak, reached = state[0], state[1] > 0
@@ -394,28 +286,8 @@ def softmax_kernel(
 
 @triton.jit
 def weights_of(
-    p_keys,
-    p_table,
-    p_valid,
-    p_copies,
-    i_class,
-    i_row,
-    i_col,
-    first,
-    count,
-    b_x,
-    b_y,
-    colours,
-    radius,
-    lse,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_slots,
-    G: tl.constexpr,
-    BK: tl.constexpr,
-    VARIES: tl.constexpr,
+    p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+    n_rows, n_cols, height, width, n_slots, G: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr,
 ):
     """Normalised weights [BK, BP] of a block of keys from the log-sum-exp (inf: none), and what they were made of."""
     m_key, i_key, k_x, k_y, values = keys_of(
@@ -443,35 +315,15 @@ def load_lse(p_lse, o_pixel, m_pixel):
 
 @triton.jit(do_not_specialize=SIZES)
 def mix_kernel(
-    p_guide,
-    p_table,
-    p_signal,
-    p_valid,
-    p_radius,
-    p_classes,
-    p_keys,
-    p_counts,
-    p_copies,
-    p_lse,
-    p_out,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_tiles,
-    n_slots,
-    n_radii,
-    n_channels,
-    G: tl.constexpr,
-    BP: tl.constexpr,
-    BK: tl.constexpr,
-    BC: tl.constexpr,
-    NC: tl.constexpr,
+    p_guide, p_table, p_signal, p_valid, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_out,
+    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, n_channels, row_length,
+    G: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out(p, c) = sum_q w signal(q, c) on the tensor cores. A program a tile and NC blocks of BC channels.
 
-    The signal comes channels last, (B, h w, C), so that a key's channels are one row.
+    The signal comes channels last, as everywhere: a key's values are one row, filled up with zeros to `row_length`, a
+    multiple of what a program mixes, so that rows are read in whole words without a mask along them.
     """
     i_cell, i_tile = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles
     i_batch = tl.program_id(2).to(tl.int64)
@@ -481,7 +333,7 @@ def mix_kernel(
     i_class = tl.load(p_classes + i_cell)
     p_copies += i_class * n_radii * n_slots
     p_table += i_batch * (5 + G) * n_cells
-    p_signal += i_batch * n_cells * n_channels
+    p_signal += i_batch * n_cells * row_length
     p_out += i_batch * n_channels * n_pixels
     if p_valid is not None:
         p_valid += i_batch * n_cells
@@ -503,36 +355,15 @@ def mix_kernel(
     channel = tl.program_id(1) * (NC * BC) + tl.arange(0, BC)
     for first in range(0, count, BK):
         pairs = weights_of(
-            p_keys,
-            p_table,
-            p_valid,
-            p_copies,
-            i_class,
-            i_row,
-            i_col,
-            first,
-            count,
-            b_x,
-            b_y,
-            colours,
-            radius,
-            lse,
-            n_rows,
-            n_cols,
-            height,
-            width,
-            n_slots,
-            G,
-            BK,
-            VARIES,
+            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
         )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         weight = weight.to(p_signal.dtype.element_ty)
         grown = ()
         for n in tl.static_range(NC):
-            m_channel = channel + n * BC < n_channels
-            p_rows = p_signal + i_key[:, None] * n_channels + channel[None, :] + n * BC
-            signal = tl.load(p_rows, mask=m_key[:, None] & m_channel[None, :], other=0.0)
+            p_rows = p_signal + i_key[:, None] * row_length + channel[None, :] + n * BC
+            signal = tl.load(p_rows, mask=m_key[:, None], other=0.0)
             # [BC, BK] @ [BK, BP] -> [BC, BP]
             grown = grown + (tl.dot(tl.trans(signal), weight, mixed[n], input_precision=PRECISION),)
         mixed = grown
@@ -548,26 +379,16 @@ def mix_kernel(
 
 @triton.jit
 def agreement_of(
-    p_signal,
-    p_d_out,
-    i_key,
-    m_key,
-    o_pixel,
-    m_pixel,
-    n_pixels,
-    n_channels,
-    BK: tl.constexpr,
-    BP: tl.constexpr,
-    BC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_signal, p_d_out, i_key, m_key, o_pixel, m_pixel, n_pixels, n_channels, row_length,
+    BK: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """sum_c signal(q, c) d_out(p, c), [BK, BP]."""
     agreement = tl.zeros([BK, BP], tl.float32)
     for first in range(0, n_channels, BC):
         channel = first + tl.arange(0, BC)
         m_channel = channel < n_channels
-        p_rows = p_signal + i_key[:, None] * n_channels + channel[None, :]
-        signal = tl.load(p_rows, mask=m_key[:, None] & m_channel[None, :], other=0.0)  # [BK, BC]
+        p_rows = p_signal + i_key[:, None] * row_length + channel[None, :]
+        signal = tl.load(p_rows, mask=m_key[:, None], other=0.0)  # [BK, BC]
         p_rows = p_d_out + channel.to(tl.int64)[:, None] * n_pixels + o_pixel[None, :]
         d_out = tl.load(p_rows, mask=m_channel[:, None] & m_pixel[None, :], other=0.0)  # [BC, BP]
         agreement = tl.dot(signal, d_out, agreement, input_precision=PRECISION)
@@ -576,32 +397,10 @@ def agreement_of(
 
 @triton.jit(do_not_specialize=SIZES)
 def delta_kernel(
-    p_guide,
-    p_table,
-    p_signal,
-    p_valid,
-    p_radius,
-    p_classes,
-    p_keys,
-    p_counts,
-    p_copies,
-    p_lse,
-    p_d_out,
-    p_delta,
-    p_d_guide,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_tiles,
-    n_slots,
-    n_radii,
-    n_channels,
-    G: tl.constexpr,
-    BP: tl.constexpr,
-    BK: tl.constexpr,
-    BC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_guide, p_table, p_signal, p_valid, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_d_out,
+    p_delta, p_d_guide,
+    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, n_channels, row_length,
+    G: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """delta(p) = sum_q w sum_c d_out(p, c) signal(q, c), and the gradient of the guide if asked for. A program a tile.
 
@@ -615,7 +414,7 @@ def delta_kernel(
     i_class = tl.load(p_classes + i_cell)
     p_copies += i_class * n_radii * n_slots
     p_table += i_batch * (5 + G) * n_cells
-    p_signal += i_batch * n_cells * n_channels
+    p_signal += i_batch * n_cells * row_length
     p_d_out += i_batch * n_channels * n_pixels
     if p_valid is not None:
         p_valid += i_batch * n_cells
@@ -635,32 +434,12 @@ def delta_kernel(
     delta = tl.zeros([BP], tl.float32)
     for first in range(0, count, BK):
         pairs = weights_of(
-            p_keys,
-            p_table,
-            p_valid,
-            p_copies,
-            i_class,
-            i_row,
-            i_col,
-            first,
-            count,
-            b_x,
-            b_y,
-            colours,
-            radius,
-            lse,
-            n_rows,
-            n_cols,
-            height,
-            width,
-            n_slots,
-            G,
-            BK,
-            VARIES,
+            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
         )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         agreement = agreement_of(
-            p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, BK, BP, BC, PRECISION
+            p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, row_length, BK, BP, BC, PRECISION
         )
         delta += tl.sum(weight * agreement, 0)
     tl.store(p_delta + i_batch * n_pixels + o_pixel, delta, mask=m_pixel)
@@ -670,32 +449,13 @@ def delta_kernel(
             d_guide = d_guide + (tl.zeros([BP], tl.float32),)
         for first in range(0, count, BK):
             pairs = weights_of(
-                p_keys,
-                p_table,
-                p_valid,
-                p_copies,
-                i_class,
-                i_row,
-                i_col,
-                first,
-                count,
-                b_x,
-                b_y,
-                colours,
-                radius,
-                lse,
-                n_rows,
-                n_cols,
-                height,
-                width,
-                n_slots,
-                G,
-                BK,
-                VARIES,
+                p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+                n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
             )
             weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
             agreement = agreement_of(
-                p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, BK, BP, BC, PRECISION
+                p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, row_length,
+                BK, BP, BC, PRECISION,
             )
             values = pairs[6]
             slope = weight * (agreement - delta[None, :]) * values[4][:, None]
@@ -710,33 +470,10 @@ def delta_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def moments_kernel(
-    p_guide,
-    p_table,
-    p_signal,
-    p_valid,
-    p_radius,
-    p_classes,
-    p_keys,
-    p_counts,
-    p_copies,
-    p_lse,
-    p_d_out,
-    p_delta,
+    p_guide, p_table, p_signal, p_valid, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_d_out, p_delta,
     p_partial,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_tiles,
-    n_slots,
-    n_radii,
-    n_channels,
-    G: tl.constexpr,
-    N: tl.constexpr,
-    BP: tl.constexpr,
-    BK: tl.constexpr,
-    BC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, n_channels, row_length,
+    G: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Moments of a block of a cell's keys over the cell's pixels, any number of channels. A program a cell and a block.
 
@@ -754,7 +491,7 @@ def moments_kernel(
         return
     p_copies += i_class * n_radii * n_slots
     p_table += i_batch * (5 + G) * n_cells
-    p_signal += i_batch * n_cells * n_channels
+    p_signal += i_batch * n_cells * row_length
     p_d_out += i_batch * n_channels * n_pixels
     p_guide += i_batch * G * n_pixels
     if p_valid is not None:
@@ -774,32 +511,13 @@ def moments_kernel(
         else:
             radius = n_radii - 1
         pairs = weights_of(
-            p_keys,
-            p_table,
-            p_valid,
-            p_copies,
-            i_class,
-            i_row,
-            i_col,
-            first,
-            count,
-            b_x,
-            b_y,
-            colours,
-            radius,
-            lse,
-            n_rows,
-            n_cols,
-            height,
-            width,
-            n_slots,
-            G,
-            BK,
-            VARIES,
+            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
         )
         weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         agreement = agreement_of(
-            p_signal, p_d_out, i_key, m_key, o_pixel, lse < float("inf"), n_pixels, n_channels, BK, BP, BC, PRECISION
+            p_signal, p_d_out, i_key, m_key, o_pixel, lse < float("inf"), n_pixels, n_channels, row_length,
+            BK, BP, BC, PRECISION,
         )
         slope = weight * (agreement - delta[None, :])
         dx, dy = b_x[None, :] - pairs[3][:, None], b_y[None, :] - pairs[4][:, None]
@@ -829,27 +547,9 @@ def store_moments(p_partial, sums, p_keys, i_class, i_cell, first, count, n_slot
 
 @triton.jit(do_not_specialize=SIZES)
 def fit_moments_kernel(
-    p_guide,
-    p_table,
-    p_source,
-    p_radius,
-    p_classes,
-    p_keys,
-    p_counts,
-    p_copies,
-    p_lse,
-    p_d_out,
-    p_delta,
-    p_partial,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_slots,
-    n_radii,
-    G: tl.constexpr,
-    BP: tl.constexpr,
-    BK: tl.constexpr,
+    p_guide, p_table, p_source, p_radius, p_classes, p_keys, p_counts, p_copies, p_lse, p_d_out, p_delta, p_partial,
+    n_rows, n_cols, height, width, n_slots, n_radii,
+    G: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
 ):
     """`moments_kernel` of the reconstruction loss: G channels, few enough to need no tensor cores.
 
@@ -870,23 +570,11 @@ def fit_moments_kernel(
     p_delta += i_batch * n_pixels
     p_lse += i_batch * n_pixels
     m_key, i_key, k_x, k_y, values = keys_of(
-        p_keys,
-        p_table + i_batch * (5 + G) * n_cells,
-        i_class,
-        i_row,
-        i_col,
-        first,
-        count,
-        n_rows,
-        n_cols,
-        height,
-        width,
-        n_slots,
-        G,
-        BK,
+        p_keys, p_table + i_batch * (5 + G) * n_cells, i_class, i_row, i_col, first, count,
+        n_rows, n_cols, height, width, n_slots, G, BK,
     )
     at_zero = line(factors_at_zero(k_x, k_y, values))
-    source = line(load_planes(p_source + i_batch * G * n_cells, i_key, m_key, n_cells, G))
+    source = line(load_rows(p_source + i_batch * G * n_cells, i_key, m_key, G))
     place = first + tl.arange(0, BK)
     widest = bias_of(p_copies, n_radii - 1, place, m_key, n_slots)
     top, left = first_pixel(i_row, n_rows, height), first_pixel(i_col, n_cols, width)
@@ -961,26 +649,9 @@ def reduce_kernel(p_partial, p_offsets, p_moments, n_rows, n_cols, n_slots, N: t
 
 @triton.jit(do_not_specialize=[*SIZES, "n_batch", "n_values", "rate", "correction"])
 def step_kernel(
-    p_partial,
-    p_offsets,
-    p_raw,
-    p_first,
-    p_second,
-    p_table,
-    p_reach,
-    n_rows,
-    n_cols,
-    n_slots,
-    n_batch,
-    n_values,
-    rate,
-    correction,
-    floor,
-    epsilon,
-    cells_per_pixel,
-    G: tl.constexpr,
-    BS: tl.constexpr,
-    UPDATE: tl.constexpr,
+    p_partial, p_offsets, p_raw, p_first, p_second, p_table, p_reach,
+    n_rows, n_cols, n_slots, n_batch, n_values, rate, correction, floor, epsilon, cells_per_pixel,
+    G: tl.constexpr, BS: tl.constexpr, UPDATE: tl.constexpr,
 ):
     """Chain rule and Adam (betas .9 and .999, eps 1e-8, as torch.optim.Adam) of one cell, and its new row of the table.
 
@@ -1021,12 +692,12 @@ def step_kernel(
     along = tl.sqrt(1 / (2 * sigma_x * sigma_x + epsilon) * LOG2_E)
     across = tl.sqrt(1 / (2 * sigma_y * sigma_y + epsilon) * LOG2_E)
     tanh, cos, sin = direction(raw_theta)
-    p_table += i_batch * (5 + G) * n_cells + i_key
+    p_table += (i_batch * n_cells + i_key) * (5 + G)
     tl.store(p_table, along * cos)
-    tl.store(p_table + n_cells, along * sin)
-    tl.store(p_table + 2 * n_cells, -across * sin)
-    tl.store(p_table + 3 * n_cells, across * cos)
-    tl.store(p_table + 4 * n_cells, 1 / (2 * sigma_r * sigma_r + epsilon) * LOG2_E)
+    tl.store(p_table + 1, along * sin)
+    tl.store(p_table + 2, -across * sin)
+    tl.store(p_table + 3, across * cos)
+    tl.store(p_table + 4, 1 / (2 * sigma_r * sigma_r + epsilon) * LOG2_E)
     if p_reach is not None:
         tl.store(p_reach + o_key, cells_per_pixel * tl.maximum(sigma_x, sigma_y))
 
@@ -1066,31 +737,9 @@ def adam(raw, gradient, p_raw, p_first, p_second, offset, rate, correction):
 
 @triton.jit(do_not_specialize=[*SIZES, "n_splits"])
 def signal_gradient_kernel(
-    p_guide,
-    p_table,
-    p_valid,
-    p_radius,
-    p_classes,
-    p_slots,
-    p_slot_copies,
-    p_lse,
-    p_d_out,
-    p_partial,
-    n_rows,
-    n_cols,
-    height,
-    width,
-    n_tiles,
-    n_slots,
-    n_radii,
-    max_radius,
-    n_channels,
-    n_splits,
-    G: tl.constexpr,
-    SIDE: tl.constexpr,
-    BP: tl.constexpr,
-    BC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_guide, p_table, p_valid, p_radius, p_classes, p_slots, p_slot_copies, p_lse, p_d_out, p_partial,
+    n_rows, n_cols, height, width, n_tiles, n_slots, n_radii, max_radius, n_channels, n_splits,
+    G: tl.constexpr, SIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """d_signal(q, c) = sum_p w d_out(p, c). A program a patch of SIDE x SIDE keys, BC channels, a share of the rows.
 
@@ -1109,7 +758,7 @@ def signal_gradient_kernel(
     m_key = m_inside
     if p_valid is not None:
         m_key = m_key & (tl.load(p_valid + i_batch * n_cells + i_key, mask=m_inside, other=0) != 0)
-    values = load_planes(p_table + i_batch * (5 + G) * n_cells, i_key, m_inside, n_cells, 5 + G)
+    values = load_rows(p_table + i_batch * (5 + G) * n_cells, i_key, m_inside, 5 + G)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     m_channel = channel < n_channels
     p_guide += i_batch * G * n_pixels

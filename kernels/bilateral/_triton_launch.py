@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.bilateral import _triton_kernels as kernels
@@ -82,7 +83,7 @@ class Grid:
 class Inputs(NamedTuple):
     """What all kernels read, as they take it: contiguous, float32 guide, int32 radius, uint8 mask.
 
-    table: (B, 5 + G, h, w), factors in base 2 and the guide on the LR grid.
+    table: (B, h w, 5 + G), a row a key: factors in base 2 and the guide on the LR grid.
     """
 
     guide: Tensor
@@ -95,7 +96,7 @@ def prepare(guide: Tensor, guide_lr: Tensor, factors: Factors, radius: Tensor | 
     """Tensors as the kernels take them; copies only what is not so yet."""
     root = math.sqrt(LOG2_E)
     scaled = [lr_map.detach().float() * scale for lr_map, scale in zip(factors, (root,) * 4 + (LOG2_E,), strict=True)]
-    table = torch.cat([torch.stack(scaled, dim=1), guide_lr.detach().float()], dim=1).contiguous()
+    table = channels_last(torch.cat([torch.stack(scaled, dim=1), guide_lr.detach().float()], dim=1))
     return Inputs(
         guide.detach().float().contiguous(),
         table,
@@ -112,15 +113,16 @@ def forward(signal: Tensor, inputs: Inputs, grid: Grid) -> tuple[Tensor, Tensor]
     lse = inputs.guide.new_empty(grid.batch, grid.height, grid.width)
     mixed = channels if few else 0
     tile = tile_for("softmax", grid.shape(mixed, signal.dtype))
-    launch_softmax(grid, tile, inputs, signal.contiguous() if few else signal, mixed, p_out=out, p_lse=lse)
+    launch_softmax(grid, tile, inputs, channels_last(signal) if few else signal, mixed, p_out=out, p_lse=lse)
     if few:
         return out, lse
     irregular = inputs.radius is not None or inputs.valid is not None
     tile, tables = tile_for("mix", grid.shape(channels, signal.dtype, irregular)), grid.tables
-    programs = (grid.cells * grid.tiles_per_cell(tile), -(-channels // (tile.channels * tile.blocks)), grid.batch)
+    rows = channels_last(signal, tile.channels * tile.blocks)
+    programs = (grid.cells * grid.tiles_per_cell(tile), rows.shape[2] // (tile.channels * tile.blocks), grid.batch)
     kernels.mix_kernel[programs](
         *inputs[:2],
-        channels_last(signal),
+        rows,
         inputs.valid,
         inputs.radius,
         tables.classes,
@@ -131,6 +133,7 @@ def forward(signal: Tensor, inputs: Inputs, grid: Grid) -> tuple[Tensor, Tensor]
         out,
         **grid.sizes(tile),
         n_channels=channels,
+        row_length=rows.shape[2],
         G=grid.guide_channels,
         BP=tile.pixels,
         BK=tile.keys,
@@ -157,7 +160,7 @@ def launch_softmax(
     p_d_out: Tensor | None = None,
     p_delta: Tensor | None = None,
 ) -> None:
-    """`softmax_kernel`, which mixes the first `channels` channels of a contiguous signal; see there."""
+    """`softmax_kernel`, which mixes a signal (B, h w, C) if C is `channels`, and nothing if that is 0; see there."""
     tables = grid.tables
     kernels.softmax_kernel[(grid.cells * grid.tiles_per_cell(tile), grid.batch)](
         *inputs[:2],
@@ -211,8 +214,8 @@ def backward(
     if not (of_maps or of_guide):
         return Gradients(d_signal, None, None, None)
     channels, tables = signal.shape[1], grid.tables
-    rows = channels_last(signal)
     shape = grid.shape(channels, signal.dtype)
+    rows = channels_last(signal, tile_for("delta", shape).channels)
     delta, d_guide = torch.empty_like(lse), torch.empty_like(inputs.guide) if of_guide else None
     common: tuple[Any, ...] = (
         *inputs[:2],
@@ -233,6 +236,7 @@ def backward(
         d_guide,
         **grid.sizes(tile),
         n_channels=channels,
+        row_length=rows.shape[2],
         G=grid.guide_channels,
         BP=tile.pixels,
         BK=tile.keys,
@@ -249,6 +253,7 @@ def backward(
         partial,
         **grid.sizes(tile),
         n_channels=channels,
+        row_length=rows.shape[2],
         G=grid.guide_channels,
         N=moments,
         BP=tile.pixels,
@@ -343,7 +348,8 @@ def launch_loss(
 ) -> None:
     """Loss of every tile into `losses`, and moments of every cell's candidates into `buffers.partial`.
 
-    With `reach` (B, h, w), cells, the radii are computed from it and written to `inputs.radius`.
+    `source` is (B, h w, G). With `reach` (B, h, w), in cells, the radii are computed from it and written to
+    `inputs.radius`.
     """
     shape = grid.shape(grid.guide_channels, torch.float32)
     launch_softmax(
@@ -385,15 +391,15 @@ def launch_loss(
 def loss_and_gradients(source: Tensor, inputs: Inputs, factors: Factors, grid: Grid) -> tuple[Tensor, Factors]:
     """Mean absolute error of every image (B,), and its gradients with respect to the factors."""
     buffers = loss_buffers(inputs, grid)
-    launch_loss(source.detach().float().contiguous(), inputs, grid, buffers, buffers.losses)
+    launch_loss(channels_last(source.float()), inputs, grid, buffers, buffers.losses)
     values = inputs.guide[0].numel()
     sums = reduce(buffers.partial, grid) / values
     return buffers.losses.sum(1) / values, factor_gradients(factors, sums)
 
 
-def channels_last(signal: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h w, C) contiguous: a key's channels are one row."""
-    return signal.detach().flatten(2).mT.contiguous()
+def channels_last(signal: Tensor, multiple: int = 1) -> Tensor:
+    """(B, C, h, w) -> (B, h w, C) contiguous: a key's channels are one row, filled up to a multiple with zeros."""
+    return F.pad(signal.detach().flatten(2).mT, (0, -signal.shape[1] % multiple)).contiguous()
 
 
 def precision(signal: Tensor) -> str:

@@ -57,7 +57,7 @@ def mix(shape: Shape) -> Tile:
     if shape.dtype == torch.float32:
         return Tile(pixels, keys=16, channels=16 if few else 64 if small else 128, warps=warps)
     if shape.channels <= 128:
-        return Tile(pixels, keys=32, channels=16 if few else 128, warps=warps)
+        return Tile(pixels, keys=16 if small else 32, channels=16 if few else 128, warps=warps)
     return Tile(pixels, keys=16 if shape.irregular or small else 32, channels=128, blocks=3, warps=8)
 
 

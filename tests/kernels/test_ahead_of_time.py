@@ -23,13 +23,26 @@ from kernels.bilateral import _triton_ahead_of_time as ahead
 if __name__ == "__main__":
     reports = ahead.compile_all(ahead.all_cases(), ahead.CAPABILITIES, 2)
     print(json.dumps([
-        (capability, str(case), report.registers, report.stack, report.shared, ahead.SHARED_LIMIT[capability])
+        (
+            capability,
+            str(case),
+            report.stack,
+            report.loop.get("LDL", 0) + report.loop.get("STL", 0),
+            report.shared,
+            ahead.SHARED_LIMIT[capability],
+        )
         for (case, capability), report in reports.items()
     ]))
 """
-# Bytes of stack a thread may have, by the start of a case's name and the capability: two words beside 96 accumulators,
-# on the oldest generation alone. Half the keys a block would save them and double the barriers.
-SPILLS: dict[str, dict[int, int]] = {"mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {80: 8}}
+# Bytes of stack a thread may have, by the start of a case's name and the capability. All are two to four words outside
+# the loops: the assembler gives them up to fit one more program on a multiprocessor (128 or 168 registers a thread), or,
+# in `mix`, beside 96 accumulators; half the keys a block would save them there and double the barriers.
+SPILLS: dict[str, dict[int, int]] = {
+    "mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {90: 8},
+    "delta float16 G=3 BP=64 BC=32": {80: 16, 90: 16},
+    "delta bfloat16 G=3 BP=64 BC=32": {80: 16, 90: 16},
+    "moments float32 G=3 BP=16 BC=16": {90: 16},
+}
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not here")
 
@@ -63,12 +76,15 @@ def test_shared_memory_is_within_the_limit(reports: list) -> None:
     assert not [report for report in reports if report[4] > report[5]]
 
 
-def test_nothing_spills_but_what_is_named(reports: list) -> None:
+def test_nothing_spills_in_a_loop(reports: list) -> None:
+    assert not [report for report in reports if report[3]]
+
+
+def test_nothing_spills_outside_but_what_is_named(reports: list) -> None:
     def allowed(capability: int, name: str) -> int:
         return max((sizes.get(capability, 0) for start, sizes in SPILLS.items() if name.startswith(start)), default=0)
 
-    spilled = [(capability, name, stack) for capability, name, _, stack, *_ in reports if stack]
-    assert not [report for report in spilled if report[2] > allowed(*report[:2])]
+    assert not [report for report in reports if report[2] > allowed(*report[:2])]
 
 
 def test_tiles_are_what_the_kernels_can_take() -> None:
