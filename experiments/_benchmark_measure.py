@@ -7,11 +7,10 @@ import multiprocessing
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +52,20 @@ def measure(case: Case, repeats: int, budget: float, authors: str | None = None)
         return measure_here(*arguments)
     context = multiprocessing.get_context("forkserver")  # forks of a process that has everything imported: quick
     context.set_forkserver_preload([__name__, "kernels.bilateral._cpu_loops"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_row, args=(sender, *arguments), daemon=True)
+    process.start()
+    sender.close()
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(measure_here, *arguments).result()
-    except BrokenProcessPool:
+        return receiver.recv()
+    except EOFError:
         return {"error": "the process was killed; the system does so where memory runs out"}
+    finally:
+        process.join()
+
+
+def _send_row(sender: Connection, *arguments: Any) -> None:
+    sender.send(measure_here(*arguments))
 
 
 def measure_here(case: Case, repeats: int, budget: float, authors: str | None) -> Row:
@@ -75,8 +83,9 @@ def measured(case: Case, repeats: int, budget: float, authors: str | None) -> Ro
     """Seconds of one call (of the fit: of one step), peak memory, and what they say of bandwidth and arithmetic.
 
     `peak_mb` is all memory in use at the peak, inputs included: what PyTorch allocated on a GPU, on the CPU that of the
-    process above what it holds after a first small call. `above_inputs_mb` is the same less the inputs. `peak_ratio` is `peak_mb` in units of
-    image, signal and output together (of image and Gaussians for a fit): 1 is the least there can be.
+    process above what it holds after a first small call. `above_inputs_mb` is the same less the inputs. `peak_ratio` is
+    `peak_mb` in units of image, signal and output together (of image and Gaussians for a fit): 1 is the least there can
+    be.
     """
     device = torch.device(case.device)
     operator = OPERATORS[case.operator]

@@ -242,8 +242,8 @@ def tables_of(results: Mapping[str, Any]) -> dict[str, Table]:
             [shown(row) for row in sorted(results["rows"], key=lambda row: row["operator"])],
             {name: ".3g" for name in ("p20", "seconds", "p80", "ratio", "GB/s", "GFLOP/s")}
             | {"peak MB": ".0f", "of copy": ".0%", "of matmul": ".0%"},
-            f"Preset {settings['preset']}, signals in {settings['dtype']}, {device}. Seconds of a call, of a fit those of "
-            f"a step; ratio: peak memory to input and output. Ceilings: copy {copied:.4g} GB/s, matrix product in "
+            f"Preset {settings['preset']}, signals in {settings['dtype']}, {device}. Seconds of a call, of a fit those "
+            f"of a step; ratio: peak memory to input and output. Ceilings: copy {copied:.4g} GB/s, matrix product in "
             f"TFLOP/s: {products}.",
         ),
         "ratios": Table(

@@ -69,9 +69,9 @@ class Config:
     batch_at: int = 224
     only_sizes: dict[str, list[int]] = field(default_factory=lambda: {"torch.compile": [224, 1024]})
     repeats: int = 20
-    budget: float = 3.0
-    longest: float = 30.0
-    minutes: float = 7.0
+    budget: float = 2.0
+    longest: float = 20.0
+    minutes: float = 7.5
     authors: str | None = None
     results: str | None = None
 
