@@ -189,14 +189,24 @@ def prepare_authors(problem: Problem, folder: str) -> Callable[[], Tensor]:
 @cache
 def authors_function(folder: str) -> Callable[[Any, Tensor], Tensor]:
     """`UPA` of the checkout; see `prepare_authors`."""
-    source = Path(folder).expanduser().resolve() / "src"
-    if not (source / "upsample_anything.py").is_file():
-        raise FileNotFoundError(f"authors={folder}: there is no src/upsample_anything.py in that folder")
+    source = authors_source(folder)
     sys.path.insert(0, str(source))
     try:
         return importlib.import_module("upsample_anything").UPA
     finally:
         sys.path.remove(str(source))
+
+
+def authors_source(folder: str) -> Path:
+    """Where the module of the checkout lies.
+
+    Raises:
+        FileNotFoundError: it does not.
+    """
+    source = Path(folder).expanduser().resolve() / "src"
+    if not (source / "upsample_anything.py").is_file():
+        raise FileNotFoundError(f"authors={folder}: there is no src/upsample_anything.py in that folder")
+    return source
 
 
 def pairs(case: Case, radius: int) -> int:

@@ -299,9 +299,13 @@ def figures_of(results: Mapping[str, Any]) -> dict[str, Figure]:
     scaling = []
     for index, (column, title) in enumerate((("seconds", "seconds, fit and render"), ("peak_mb", "peak memory, MB"))):
         values = [pair[index] for pair in stated.values()]
-        paper = plots.Curve("paper, table 4 (GPU not named)", list(stated), values, grey)
+        paper = plots.Curve("paper, table 4 (GPU not named; 2048: out of memory)", list(stated), values, grey)
         scaling.append(plots.Plot([*of_backends("end_to_end", column), paper], title, x_label, ticks=TICKS))
-    titles = {"fit_step": "one step of the fit, seconds", "render": "render, seconds", "render_backward": "gradients"}
+    titles = {
+        "fit_step": "one step of the fit, seconds",
+        "render": "render, seconds",
+        "render_backward": "gradients, seconds",
+    }
     single = [plots.Plot(of_backends(name, "seconds"), title, x_label, ticks=TICKS) for name, title in titles.items()]
     cells = " or ".join(map(str, settings["cells"]))
     what = f"{settings['channels']} channels, {cells} pixels a cell, {device_name(results)}"

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,13 +28,13 @@ import torch
 import ua
 from experiments import _benchmark_report as report
 from experiments._benchmark_measure import agreement, ceilings, measure, refusal
-from experiments._benchmark_operators import BACKEND_MODULES, GUIDE_CHANNELS, OPERATORS, Case, authors_function
+from experiments._benchmark_operators import BACKEND_MODULES, GUIDE_CHANNELS, OPERATORS, Case, authors_source
 from ua import plugins, tables
 from ua.backends import FASTEST_FIRST
 from ua.tracking import Tracker, choose_device, environment, write_json
 
 Row = dict[str, Any]
-BACKENDS = {"cpu": ["cpu", "torch", "reference"], "cuda": ["triton", "torch", "reference", "torch.compile"]}
+BACKENDS = {"cpu": ["cpu", "reference", "torch"], "cuda": ["triton", "reference", "torch", "torch.compile"]}
 RECORD = ("environment", "settings", "agreement", "ceilings", "rows", "skipped")
 DTYPES = {"cpu": "float32", "cuda": "float16"}
 
@@ -70,7 +71,7 @@ class Config:
     only_sizes: dict[str, list[int]] = field(default_factory=lambda: {"torch.compile": [224, 1024]})
     repeats: int = 20
     budget: float = 2.0
-    longest: float = 20.0
+    longest: float = 15.0
     minutes: float = 7.5
     authors: str | None = None
     results: str | None = None
@@ -94,10 +95,10 @@ class Config:
         for name in ("steps", "few_steps", "channels", "batch", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("authors", "results"):
-            path = getattr(self, name)
-            if path is not None and not Path(path).exists():
-                raise FileNotFoundError(f"{name}={path}: no such file or folder")
+        if self.authors is not None:
+            authors_source(self.authors)
+        if self.results is not None and not Path(self.results).is_file():
+            raise FileNotFoundError(f"results={self.results}: no such file")
 
 
 def run(config: Config, tracker: Tracker) -> dict[str, Any]:
@@ -164,7 +165,9 @@ def measure_all(config: Config, path: Path) -> dict[str, Any]:
     for number, case in enumerate(todo, start=1):
         name = f"{case.backend} {case.operator} {case.size} x {case.size}, {case.channels} channels, batch {case.batch}"
         row = find(results["rows"], case)
-        if row is None and (reason := not_worth_it(case, results["rows"], config.longest, deadline)):
+        if row is None and (
+            reason := not_worth_it(case, results["rows"], config.longest, deadline, free_bytes(device))
+        ):
             skip(results, name, reason)
             continue
         if row is None:
@@ -226,7 +229,6 @@ def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> l
 
     result = []
     if config.authors is not None:
-        authors_function(config.authors)
         result += [case("end_to_end", "authors", size) for size in sorted(config.sizes)]
     for backend in backends:
         for operator in config.operators:
@@ -249,8 +251,11 @@ def find(rows: Sequence[Row], case: Case) -> Row | None:
     return next((row for row in rows if asdict(case).items() <= row.items()), None)
 
 
-def not_worth_it(case: Case, rows: Sequence[Row], longest: float, deadline: float) -> str | None:
-    """Why a case is left out, judged by the rows of the same operator and backend; None: it is measured."""
+def not_worth_it(case: Case, rows: Sequence[Row], longest: float, deadline: float, free: float) -> str | None:
+    """Why a case is left out, judged by the rows of the same operator and backend; None: it is measured.
+
+    longest: seconds of a call. deadline: on the clock `time.monotonic`. free: bytes of memory to be had.
+    """
     operator = OPERATORS[case.operator]
     alike = [(row, case_of(row)) for row in rows if (row["operator"], row["backend"]) == (case.operator, case.backend)]
     if any(row.get("oom") and other.user_bytes() <= case.user_bytes() for row, other in alike):
@@ -266,7 +271,16 @@ def not_worth_it(case: Case, rows: Sequence[Row], longest: float, deadline: floa
         return f"a call is expected to take {expected:.0f} s, more than longest={longest:g}"
     if time.monotonic() + expected > deadline:
         return "it would end after the minutes of the run"
+    if row["peak_ratio"] * case.user_bytes() > free:
+        return f"it is expected to take {row['peak_ratio'] * case.user_bytes() / 2**30:.1f} GB, more than is free"
     return None
+
+
+def free_bytes(device: str) -> float:
+    """Memory to be had. Of a GPU without bound: there, running out of memory does no harm and is a result."""
+    if torch.device(device).type != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def case_of(row: Row) -> Case:

@@ -187,12 +187,13 @@ def test_what_takes_too_long_or_too_much_memory_is_left_out():
     rows = [made_row(replace(CASE, size=64), 0.5)]
     large = replace(CASE, size=1024)
 
-    def reason(rows, *, longest=1e9, deadline=math.inf):
-        return benchmark.not_worth_it(large, rows, longest, deadline)
+    def reason(rows, *, longest=1e9, deadline=math.inf, free=math.inf):
+        return benchmark.not_worth_it(large, rows, longest, deadline, free)
 
     assert reason([]) is None and reason(rows) is None
     assert "more than longest=30" in reason(rows, longest=30)
     assert "minutes" in reason([], deadline=0) and "minutes" in reason(rows, deadline=time.monotonic() + 1)
+    assert "more than is free" in reason(rows, free=large.user_bytes())
     assert "out of memory" in reason([asdict(replace(CASE, size=64)) | {"oom": True}])
     assert reason([asdict(replace(CASE, size=2048)) | {"oom": True}]) is None
 
@@ -276,7 +277,7 @@ def test_agreement_sees_a_wrong_backend(monkeypatch):
 
 def test_a_disagreeing_backend_gets_no_ratio(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, "agreement", lambda backend, like: {"backend": backend, "ok": False})
-    numbers = dict.fromkeys(("seconds", "peak_mb", "bytes_per_second", "flops_per_second"), 1.0)
+    numbers = dict.fromkeys(("seconds", "peak_mb", "peak_ratio", "bytes_per_second", "flops_per_second"), 1.0)
     monkeypatch.setattr(benchmark, "measure", lambda *_: numbers)
     with pytest.raises(SystemExit) as stop:
         benchmark.main(["--output", str(tmp_path / "r.json"), "--device", "cpu", "--backends", "torch", "reference"])
