@@ -71,7 +71,7 @@ class Config:
     only_sizes: dict[str, list[int]] = field(default_factory=lambda: {"torch.compile": [224, 1024]})
     repeats: int = 20
     budget: float = 2.0
-    longest: float = 15.0
+    longest: float = 12.0
     minutes: float = 7.5
     authors: str | None = None
     results: str | None = None
@@ -146,39 +146,50 @@ def measure_all(config: Config, path: Path) -> dict[str, Any]:
     """Checks every backend, measures every case, and keeps `path` up to date with all that is known."""
     deadline = time.monotonic() + 60 * config.minutes
     device = choose_device(config.device)
-    dtype = DTYPES.get(torch.device(device).type, "float32") if config.dtype == "auto" else config.dtype
+    kind = torch.device(device).type
+    dtype = DTYPES.get(kind, "float32") if config.dtype == "auto" else config.dtype
     results = start_of(config, device, dtype, path)
-    backends = config.backends or BACKENDS.get(torch.device(device).type, ["torch", "reference"])
-    taken = []
-    for backend in backends:
-        reason = refusal(backend, device, dtype)
-        if reason is None:
-            taken.append(backend)
-        else:
+
+    refusals = {name: refusal(name, device, dtype) for name in config.backends or BACKENDS.get(kind, BACKENDS["cpu"])}
+    for backend, reason in refusals.items():
+        if reason is not None:
             skip(results, f"{backend} on {device}", reason)
+    backends = [backend for backend, reason in refusals.items() if reason is None]
     like = Case("render", "reference", 224, 16, config.channels, 1, config.steps, dtype, device, config.preset)
-    results["agreement"] = [checked(backend, like) for backend in taken if backend != "reference"]
+    results["agreement"] = [checked(backend, like) for backend in backends if backend != "reference"]
     say(f"ceilings of {report.device_name(results)}")
     results["ceilings"] = ceilings(device, dtype)
 
-    todo = cases(config, taken, device, dtype)
+    todo = cases(config, backends, device, dtype)
     for number, case in enumerate(todo, start=1):
-        name = f"{case.backend} {case.operator} {case.size} x {case.size}, {case.channels} channels, batch {case.batch}"
-        row = find(results["rows"], case)
-        if row is None and (
-            reason := not_worth_it(case, results["rows"], config.longest, deadline, free_bytes(device))
-        ):
-            skip(results, name, reason)
-            continue
-        if row is None:
-            row = asdict(case) | measure(case, config.repeats, config.budget, config.authors)
-            row |= report.shares(row, results["ceilings"])
-            results["rows"].append(row)
+        row = measured_once(case, config, results, deadline)
+        if row is not None:
             write_json(path, results)
-        say(f"[{number}/{len(todo)}] {name}: {report.in_words(row)}")
+            say(f"[{number}/{len(todo)}] {in_words(case)}: {report.in_words(row)}")
     results |= report.conclusions(results)
     write_json(path, results)
     return results
+
+
+def measured_once(case: Case, config: Config, results: dict[str, Any], deadline: float) -> Row | None:
+    """The row of a case: the one that is there, or a new one, added to `results`; None where it is left out."""
+    row = find(results["rows"], case)
+    if row is not None:
+        return row
+    reason = not_worth_it(case, results["rows"], config.longest, deadline, free_bytes(case.device))
+    if reason is not None:
+        skip(results, in_words(case), reason)
+        return None
+    row = asdict(case) | measure(case, config.repeats, config.budget, config.authors)
+    row |= report.shares(row, results["ceilings"])
+    results["rows"].append(row)
+    return row
+
+
+def in_words(case: Case) -> str:
+    """A case for the person who waits."""
+    size = f"{case.size} x {case.size}"
+    return f"{case.backend} {case.operator} {size}, {case.channels} channels, batch {case.batch}"
 
 
 def start_of(config: Config, device: str, dtype: str, path: Path) -> dict[str, Any]:
@@ -256,13 +267,12 @@ def not_worth_it(case: Case, rows: Sequence[Row], longest: float, deadline: floa
 
     longest: seconds of a call. deadline: on the clock `time.monotonic`. free: bytes of memory to be had.
     """
-    operator = OPERATORS[case.operator]
     alike = [(row, case_of(row)) for row in rows if (row["operator"], row["backend"]) == (case.operator, case.backend)]
     if any(row.get("oom") and other.user_bytes() <= case.user_bytes() for row, other in alike):
         return "a smaller one ran out of memory"
     if time.monotonic() > deadline:
         return "the minutes of the run are over"
-    times = [(row, operator.flops(case) / operator.flops(other)) for row, other in alike if "seconds" in row]
+    times = [(row, cost(case) / cost(other)) for row, other in alike if "seconds" in row]
     if not times:
         return None
     row, larger = min(times, key=lambda pair: abs(math.log(pair[1])))
@@ -274,6 +284,11 @@ def not_worth_it(case: Case, rows: Sequence[Row], longest: float, deadline: floa
     if row["peak_ratio"] * case.user_bytes() > free:
         return f"it is expected to take {row['peak_ratio'] * case.user_bytes() / 2**30:.1f} GB, more than is free"
     return None
+
+
+def cost(case: Case) -> float:
+    """What seconds grow with, roughly: pixels, and for each the arithmetic of a candidate, 15 + 3 G + 2 C."""
+    return case.batch * case.size**2 * (12 + case.channels)
 
 
 def free_bytes(device: str) -> float:
