@@ -166,6 +166,8 @@ def measure_all(config: Config, path: Path) -> dict[str, Any]:
         if row is not None:
             write_json(path, results)
             say(f"[{number}/{len(todo)}] {in_words(case)}: {report.in_words(row)}")
+    # In the order of the cases, also where an interrupted run was gone on with.
+    results["rows"] = [row for case in todo if (row := find(results["rows"], case)) is not None]
     results |= report.conclusions(results)
     write_json(path, results)
     return results
