@@ -112,9 +112,8 @@ def warm_up(case: Case, prepare: Callable[[Problem], Callable[[], Any]]) -> None
     """Compiles, or loads what was compiled, at the smallest price: on 2 x 2 cells of the same size."""
     if case.backend == "authors":
         return
-    if (
-        case.backend == "torch.compile"
-    ):  # for this shape alone: shapes that were seen before would make it a general one
+    if case.backend == "torch.compile":
+        # For this shape alone: after others it would compile for shapes in general.
         torch.compiler.reset()
         prepare(make_problem(case))()
         return

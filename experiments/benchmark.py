@@ -325,9 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     output = given.pop("output")
     try:
-        results = measure_all(Config(**given), output)
+        config = Config(**given)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    results = measure_all(config, output)
     for table in report.tables_of(results).values():
         print(tables.markdown(table.rows, formats=table.formats, caption=table.caption))
     if red := report.red_backends(results):
