@@ -143,6 +143,16 @@ def main_channels(rows: Sequence[Row]) -> int:
     return max(counts, key=counts.count, default=0)
 
 
+def highest(new: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The ceilings of two starts of one run together: what the device can do is the most that was seen."""
+    if not earlier:
+        return dict(new)
+    name = "matmul_flops_per_second"
+    matmul = {dtype: max(value, earlier[name].get(dtype, 0.0)) for dtype, value in new[name].items()}
+    copied = max(new["copy_bytes_per_second"], earlier["copy_bytes_per_second"])
+    return {"copy_bytes_per_second": copied, name: matmul}
+
+
 def shares(row: Row, ceilings: Mapping[str, Any]) -> Row:
     """Bandwidth and arithmetic of a row in units of the ceilings; the fit computes in float32."""
     if "seconds" not in row:

@@ -158,7 +158,7 @@ def measure_all(config: Config, path: Path) -> dict[str, Any]:
     like = Case("render", "reference", 224, 16, config.channels, 1, config.steps, dtype, device, config.preset)
     results["agreement"] = [checked(backend, like) for backend in backends if backend != "reference"]
     say(f"ceilings of {report.device_name(results)}")
-    results["ceilings"] = ceilings(device, dtype)
+    results["ceilings"] = report.highest(ceilings(device, dtype), results["ceilings"])
 
     todo = cases(config, backends, device, dtype)
     for number, case in enumerate(todo, start=1):
@@ -167,7 +167,8 @@ def measure_all(config: Config, path: Path) -> dict[str, Any]:
             write_json(path, results)
             say(f"[{number}/{len(todo)}] {in_words(case)}: {report.in_words(row)}")
     # In the order of the cases, also where an interrupted run was gone on with.
-    results["rows"] = [row for case in todo if (row := find(results["rows"], case)) is not None]
+    rows = [row for case in todo if (row := find(results["rows"], case)) is not None]
+    results["rows"] = [row | report.shares(row, results["ceilings"]) for row in rows]
     results |= report.conclusions(results)
     write_json(path, results)
     return results
@@ -183,7 +184,6 @@ def measured_once(case: Case, config: Config, results: dict[str, Any], deadline:
         skip(results, in_words(case), reason)
         return None
     row = asdict(case) | measure(case, config.repeats, config.budget, config.authors)
-    row |= report.shares(row, results["ceilings"])
     results["rows"].append(row)
     return row
 
@@ -201,7 +201,8 @@ def start_of(config: Config, device: str, dtype: str, path: Path) -> dict[str, A
         ValueError: the record is of other settings or another machine.
     """
     settings = asdict(config) | {"device": device, "dtype": dtype, "authors": config.authors is not None}
-    results: dict[str, Any] = {"environment": environment(), "settings": settings, "rows": [], "skipped": []}
+    results: dict[str, Any] = {"environment": environment(), "settings": settings, "ceilings": {}}
+    results |= {"rows": [], "skipped": []}
     if not path.exists():
         return results
     earlier = read_results(path)
@@ -211,6 +212,7 @@ def start_of(config: Config, device: str, dtype: str, path: Path) -> dict[str, A
             if was != is_now:
                 raise ValueError(f"{path.name} was measured with {name} {was}, now it is {is_now}; choose another file")
     results["rows"] = [row for row in earlier["rows"] if "error" not in row]
+    results["ceilings"] = earlier["ceilings"]
     return results
 
 
