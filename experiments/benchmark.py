@@ -1,9 +1,12 @@
-"""Seconds and memory of fit and render, each backend and size in a process of its own.
+"""Seconds, memory, bandwidth and arithmetic of every operator and backend, from 64 to 2048 pixels a side.
 
-`python -m ua.run experiment=benchmark` writes a run folder with a table and a figure. The same measurement
+`python -m ua.run experiment=benchmark` writes a run folder with results.json, tables and figures. The same measurement
 runs where there is neither Hydra nor Matplotlib, with nothing but torch, NumPy and what the backend needs:
 
-    python -m experiments.benchmark --backends triton torch --device cuda --output results.json
+    python -m experiments.benchmark --device cuda --output results.json
+
+and `python -m ua.run experiment=benchmark results=results.json` draws what another machine has measured. Both go on
+where a run was interrupted: results.json is written after every measurement.
 """
 
 from __future__ import annotations
@@ -13,398 +16,333 @@ import dataclasses
 import json
 import math
 import os
-import resource
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 import ua
-from ua import plugins
-from ua.tracking import Tracker, choose_device, environment, now, write_json
+from experiments import _benchmark_report as report
+from experiments._benchmark_measure import agreement, ceilings, measure, refusal
+from experiments._benchmark_operators import BACKEND_MODULES, GUIDE_CHANNELS, OPERATORS, Case, authors_source
+from ua import plugins, tables
+from ua.backends import FASTEST_FIRST
+from ua.tracking import Tracker, choose_device, environment, write_json
 
-MB = 2**20
-# Table 4 of arXiv 2511.16301v2, GPU not named: side in pixels -> (seconds, peak MB).
-PAPER = {
-    64: (0.0055, 359),
-    128: (0.0150, 1321),
-    224: (0.0419, 3970),
-    448: (0.2398, 15775),
-    512: (0.3211, 20590),
-    896: (1.2789, 62985),
-    1024: (1.8083, 82256),
-}
-TICKS = (64, 128, 224, 448, 896, 1792)
-# What issue 2 asks of the backend "cpu" on two cores: size, column, at most.
-TARGETS = (
-    (224, "fit_seconds", 0.25),
-    (224, "render_seconds", 0.25),
-    (224, "fit_peak_mb", 1024.0),
-    (1024, "seconds", 12.0),
-    (1024, "peak_mb", 6144.0),
-)
-TARGET_EXPONENT = 1.1
+Row = dict[str, Any]
+BACKENDS = {"cpu": ["cpu", "reference", "torch"], "cuda": ["triton", "reference", "torch", "torch.compile"]}
+RECORD = ("environment", "settings", "agreement", "ceilings", "rows", "skipped")
+DTYPES = {"cpu": "float32", "cuda": "float16"}
 
 
 @dataclass(frozen=True)
 class Config:
     """What to measure; configs/experiment/benchmark.yaml holds the same values.
 
-    backends: modules of `kernels.bilateral`. device: as torch knows it. preset: of the library. sizes: HR pixels a
-    side. cells: HR pixels per LR cell, the first one that divides the size counts. steps: of the fit. channels:
-    rendered. limits: backend -> its largest size, 0 for none. compare_size, compare_steps: where every backend is
-    compared with the reference. repeats: at most. budget: seconds for the repeats of one measurement.
+    operators: of the registry. backends: of the library, "torch.compile", or dotted names of your own; none: those that
+    suit the device. device: as torch knows it. dtype: of the signals; "auto": float16 on a GPU, float32 on the CPU.
+    preset: of the library. sizes: HR pixels a side. cells: HR pixels per LR cell, the first that divides the size
+    counts. steps: of the fit. few_steps: of the fit in the operator "fit_step" where a backend computes every step
+    alike by autograd. channels: rendered at every size. more_channels: rendered at the size channels_at. batch: images
+    at once at the size batch_at. only_sizes: backend -> the sizes where it is measured. repeats: at most. budget:
+    seconds for the repeats of one measurement. longest: seconds of one call; what is expected to take more is skipped.
+    minutes: of the whole run, likewise. authors: a checkout of the authors' code, to be measured beside. results: a
+    results.json to draw instead of measuring.
     """
 
-    backends: list[str] = field(default_factory=lambda: ["cpu", "torch", "reference"])
-    device: str = "cpu"
+    operators: list[str] = field(default_factory=lambda: list(OPERATORS))
+    backends: list[str] = field(default_factory=list)
+    device: str = "auto"
+    dtype: str = "auto"
     preset: str = "released"
-    sizes: list[int] = field(default_factory=lambda: [224, 448, 896, 1024, 1792])
+    sizes: list[int] = field(default_factory=lambda: list(report.PAPER))
     cells: list[int] = field(default_factory=lambda: [14, 16])
     steps: int = 51
+    few_steps: int = 3
     channels: int = 384
-    limits: dict[str, int] = field(default_factory=lambda: {"torch": 224, "reference": 0})
-    compare_size: int = 224
-    compare_steps: int = 5
-    repeats: int = 9
-    budget: float = 5.0
+    more_channels: list[int] = field(default_factory=lambda: [1, 3, 21, 768])
+    channels_at: int = 448
+    batch: int = 32
+    batch_at: int = 224
+    only_sizes: dict[str, list[int]] = field(default_factory=lambda: {"torch.compile": [224, 1024]})
+    repeats: int = 20
+    budget: float = 2.0
+    longest: float = 12.0
+    minutes: float = 7.5
+    authors: str | None = None
+    results: str | None = None
 
     def __post_init__(self) -> None:
         choose_device(self.device)
-        for size in (*self.sizes, self.compare_size):
+        for name in self.operators:
+            if name not in OPERATORS:
+                raise ValueError(plugins.unknown("operator", name, OPERATORS))
+        known = {*plugins.names("kernels.bilateral"), *FASTEST_FIRST, *BACKEND_MODULES}
+        for name in self.backends:
+            if name not in known and "." not in name:
+                raise ValueError(plugins.unknown("backend", name, sorted(known)))
+        if self.dtype not in (accepted := ("auto", "float32", "float16", "bfloat16")):
+            raise ValueError(plugins.unknown("dtype", self.dtype, accepted))
+        for size in (*self.sizes, self.channels_at, self.batch_at):
             if size < 1 or all(size % cell for cell in self.cells):
-                raise ValueError(f"sizes and compare_size must be multiples of one of cells, {self.cells}, got {size}")
-        for name in ("steps", "channels", "compare_steps", "repeats"):
+                raise ValueError(
+                    f"sizes, channels_at and batch_at must be multiples of one of cells, {self.cells}, got {size}"
+                )
+        for name in ("steps", "few_steps", "channels", "batch", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One measurement: an image of `size` x `size` pixels with `cells` x `cells` cells."""
-
-    backend: str
-    size: int
-    cells: int
-    steps: int
-    channels: int
-
-
-Row = dict[str, Any]
+        if self.authors is not None:
+            authors_source(self.authors)
+        if self.results is not None and not Path(self.results).is_file():
+            raise FileNotFoundError(f"results={self.results}: no such file")
 
 
 def run(config: Config, tracker: Tracker) -> dict[str, Any]:
-    """Measures what metrics.csv does not hold yet; writes results.json, a table and a figure."""
-
-    def known(case: Case) -> Row | None:
-        return tracker.find(**dataclasses.asdict(case))
-
-    def log(case: Case, values: Row) -> None:
-        tracker.log(values, **dataclasses.asdict(case))
-
-    results = results_of(config, measure_all(config, known, log))
-    write_json(tracker.folder / "results.json", results)
-    report(config, results, tracker)
-    return {name: results[name] for name in ("targets", "exponents", "ratio_to_reference")}
-
-
-def measure_all(config: Config, known: Callable[[Case], Row | None], log: Callable[[Case, Row], None]) -> list[Row]:
-    """A row for every case, of those that `known` does not have a new one, given to `log`."""
-    todo = cases(config)
-    rows = []
-    for number, case in enumerate(todo, start=1):
-        row = known(case)
-        if row is None:
-            measured = in_new_process(case, config)
-            log(case, measured)
-            row = dataclasses.asdict(case) | measured
-        rows.append(row)
-        print(
-            f"[{number}/{len(todo)}] {case.backend} {case.size} x {case.size}, {case.steps} steps: "
-            f"fit {row['fit_seconds']:.4f} s, render {row['render_seconds']:.4f} s, {row['peak_mb']:.0f} MB",
-            file=sys.stderr,
-            flush=True,
-        )
-    return rows
+    """Measures what results.json of the run folder does not hold yet; writes it, tables and figures."""
+    path = tracker.folder / "results.json"
+    if config.results is not None:
+        results = read_results(Path(config.results))
+        results |= report.conclusions(results)
+        write_json(path, results)
+    else:
+        results = measure_all(config, path)
+        log_rows(results, tracker)
+    for name, table in report.tables_of(results).items():
+        tracker.table(name, table.rows, formats=table.formats, caption=table.caption)
+    for name, figure in report.figures_of(results).items():
+        tracker.figure(name, figure)
+    return {name: results[name] for name in ("agreement", "targets", "exponents", "skipped")}
 
 
-def cases(config: Config) -> list[Case]:
-    """Every backend at every size within its limit, then every backend at the size of the comparison."""
-
-    def case(backend: str, size: int, steps: int) -> Case:
-        cell = next(cell for cell in config.cells if size % cell == 0)
-        return Case(backend, size, size // cell, steps, config.channels)
-
-    scaling = [
-        case(backend, size, config.steps)
-        for backend in config.backends
-        for size in config.sizes
-        if size <= config.limits.get(backend, size)
-    ]
-    if "reference" not in config.backends:
-        return scaling
-    return scaling + [case(backend, config.compare_size, config.compare_steps) for backend in config.backends]
+def log_rows(results: dict[str, Any], tracker: Tracker) -> None:
+    """Every measured row, to metrics.csv and W&B."""
+    fields = [field.name for field in dataclasses.fields(Case)]
+    for row in report.measured(results["rows"]):
+        labels = {name: row[name] for name in fields}
+        if tracker.find(**labels) is None:
+            tracker.log({name: value for name, value in row.items() if name not in labels}, **labels)
 
 
-def in_new_process(case: Case, config: Config) -> Row:
-    """`measure` in a fresh interpreter, so that its peak of memory is its own.
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json of this module.
 
     Raises:
-        RuntimeError: the process failed; the message holds the end of what it said.
+        ValueError: the file holds something else.
     """
-    root = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    request = json.dumps([dataclasses.asdict(case), dataclasses.asdict(config)])
-    command = [sys.executable, "-m", "experiments.benchmark", "--measure", request]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{case} failed with status {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in RECORD if name not in results]:
+            raise ValueError(f"no {', '.join(missing)}")
+        return results
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path.name} holds no results of experiments.benchmark ({error})") from error
 
 
-def measure(case: Case, config: Config) -> Row:
-    """Seconds (20th, 50th and 80th percentile) and peak memory of fit and render, in this process.
+def measure_all(config: Config, path: Path) -> dict[str, Any]:
+    """Checks every backend, measures every case, and keeps `path` up to date with all that is known."""
+    deadline = time.monotonic() + 60 * config.minutes
+    device = choose_device(config.device)
+    kind = torch.device(device).type
+    dtype = DTYPES.get(kind, "float32") if config.dtype == "auto" else config.dtype
+    results = start_of(config, device, dtype, path)
 
-    Memory is that of the process above what it had after the imports, inputs and outputs included, and on a
-    GPU what PyTorch allocated there.
-    """
-    backend = plugins.find("kernels.bilateral", case.backend)
-    getattr(backend, "_loops", lambda: None)()  # Numba belongs to the imports
-    device = torch.device(config.device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    imports = peak_mb()
-    options: dict[str, Any] = {"preset": config.preset, "backend": case.backend}
-    settings = options | {"steps": case.steps}
+    refusals = {name: refusal(name, device, dtype) for name in config.backends or BACKENDS.get(kind, BACKENDS["cpu"])}
+    for backend, reason in refusals.items():
+        if reason is not None:
+            skip(results, f"{backend} on {device}", reason)
+    backends = [backend for backend, reason in refusals.items() if reason is None]
+    like = Case("render", "reference", 224, 16, config.channels, 1, config.steps, dtype, device, config.preset)
+    results["agreement"] = [checked(backend, like) for backend in backends if backend != "reference"]
+    say(f"ceilings of {report.device_name(results)}")
+    results["ceilings"] = report.highest(ceilings(device, dtype), results["ceilings"])
 
-    # Compiles, or loads what was compiled, at the smallest price.
-    tiny = ua.fit(synthetic_image(2 * case.size // case.cells).to(device), (2, 2), **options | {"steps": 2})
-    tiny.render(torch.rand(1, case.channels, 2, 2, device=device))
+    todo = cases(config, backends, device, dtype)
+    for number, case in enumerate(todo, start=1):
+        row = measured_once(case, config, results, deadline)
+        if row is not None:
+            write_json(path, results)
+            say(f"[{number}/{len(todo)}] {in_words(case)}: {report.in_words(row)}")
+    # In the order of the cases, also where an interrupted run was gone on with.
+    rows = [row for case in todo if (row := find(results["rows"], case)) is not None]
+    results["rows"] = [row | report.shares(row, results["ceilings"]) for row in rows]
+    results |= report.conclusions(results)
+    write_json(path, results)
+    return results
 
-    image = synthetic_image(case.size).to(device)
-    signal = torch.rand(1, case.channels, case.cells, case.cells, generator=torch.Generator().manual_seed(0)).to(device)
-    fit, fit_seconds = timed(lambda: ua.fit(image, (case.cells, case.cells), **settings), config)
-    fit_peak = peak_mb() - imports
-    _, render_seconds = timed(lambda: fit.render(signal), config)
-    row: Row = {
-        "seconds": median(fit_seconds) + median(render_seconds),
-        **percentiles("fit_seconds", fit_seconds),
-        **percentiles("render_seconds", render_seconds),
-        "fit_peak_mb": fit_peak,
-        "peak_mb": peak_mb() - imports,
-        "imports_mb": imports,
-    }
-    if device.type == "cuda":
-        row["gpu_peak_mb"] = torch.cuda.max_memory_allocated(device) / MB
+
+def measured_once(case: Case, config: Config, results: dict[str, Any], deadline: float) -> Row | None:
+    """The row of a case: the one that is there, or a new one, added to `results`; None where it is left out."""
+    row = find(results["rows"], case)
+    if row is not None:
+        return row
+    reason = not_worth_it(case, results["rows"], config.longest, deadline, free_bytes(case.device))
+    if reason is not None:
+        skip(results, in_words(case), reason)
+        return None
+    row = asdict(case) | measure(case, config.repeats, config.budget, config.authors)
+    results["rows"].append(row)
     return row
 
 
-def timed(work: Callable[[], Any], config: Config) -> tuple[Any, list[float]]:
-    """What `work` returns, and the seconds of each time that it was called."""
-    seconds: list[float] = []
-    while len(seconds) < config.repeats and sum(seconds) < config.budget:
-        result = None  # so that two results never lie in memory together
-        start = now(config.device)
-        result = work()
-        seconds.append(now(config.device) - start)
-    return result, seconds
+def in_words(case: Case) -> str:
+    """A case for the person who waits."""
+    size = f"{case.size} x {case.size}"
+    return f"{case.backend} {case.operator} {size}, {case.channels} channels, batch {case.batch}"
 
 
-def percentiles(name: str, seconds: Sequence[float]) -> Row:
-    low, middle, high = np.percentile(seconds, [20, 50, 80]).tolist()
-    return {name: middle, f"{name}_p20": low, f"{name}_p80": high, f"{name}_repeats": len(seconds)}
+def start_of(config: Config, device: str, dtype: str, path: Path) -> dict[str, Any]:
+    """An empty record, or the rows of the record in `path`; those that failed are to be measured again.
 
-
-def median(seconds: Sequence[float]) -> float:
-    return float(np.median(seconds))
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held so far."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / MB
-    except (OSError, StopIteration):
-        # Elsewhere than on Linux; macOS counts bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / MB if sys.platform == "darwin" else peak * 1024 / MB
-
-
-def synthetic_image(size: int) -> Tensor:
-    """(1, 3, size, size) in [0, 1] that needs no file: regions with edges, shading and fine grain, as
-    photographs have.
-
-    A Voronoi diagram of random colours, about one region per 32 x 32 pixels, over noise whose spectrum falls
-    as 1 / f.
+    Raises:
+        ValueError: the record is of other settings or another machine.
     """
-    generator = torch.Generator().manual_seed(0)
-    regions = max(4, (size // 32) ** 2)
-    side = math.ceil(math.sqrt(regions))
-    # One point in each square of a lattice, so that the nearest point lies in the 3 x 3 squares around a
-    # pixel.
-    jitter = torch.rand(side, side, 2, generator=generator)
-    colours = torch.rand(side, side, 3, generator=generator)
-    position = (torch.arange(size) + 0.5) * side / size
-    square = position.long()
-    best = torch.full((size, size), math.inf)
-    picture = torch.zeros(size, size, 3)
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            row, column = (square + dy).clamp(0, side - 1), (square + dx).clamp(0, side - 1)
-            point = jitter[row[:, None], column]
-            distance = (row[:, None] + point[..., 0] - position[:, None]) ** 2 + (
-                column + point[..., 1] - position
-            ) ** 2
-            nearer = distance < best
-            best = torch.where(nearer, distance, best)
-            picture[nearer] = colours[row[:, None], column][nearer]
-    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)).clamp(min=1 / size)
-    noise = torch.fft.irfft2(
-        torch.fft.rfft2(torch.randn(3, size, size, generator=generator)) / frequency, s=(size, size)
-    )
-    noise = 0.1 * noise / noise.std()
-    return (0.1 + 0.8 * picture.permute(2, 0, 1) + noise).clamp(0, 1)[None]
+    settings = asdict(config) | {"device": device, "dtype": dtype, "authors": config.authors is not None}
+    results: dict[str, Any] = {"environment": environment(), "settings": settings, "ceilings": {}}
+    results |= {"rows": [], "skipped": []}
+    if not path.exists():
+        return results
+    earlier = read_results(path)
+    for group, names in (("settings", settings), ("environment", ("commit", "cpu", "gpu", "threads", "versions"))):
+        for name in names:
+            was, is_now = earlier[group].get(name), results[group].get(name)
+            if was != is_now:
+                raise ValueError(f"{path.name} was measured with {name} {was}, now it is {is_now}; choose another file")
+    results["rows"] = [row for row in earlier["rows"] if "error" not in row]
+    results["ceilings"] = earlier["ceilings"]
+    return results
 
 
-def results_of(config: Config, rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything worth keeping, as plain values."""
-    scaling = [row for row in rows if row["steps"] == config.steps]
-    return {
-        "environment": environment(),
-        "settings": dataclasses.asdict(config),
-        "rows": list(rows),
-        "exponents": {
-            backend: {
-                name: exponent([row for row in scaling if row["backend"] == backend], name)
-                for name in ("fit_seconds", "render_seconds", "seconds")
-            }
-            for backend in config.backends
-            if sum(row["backend"] == backend for row in scaling) > 1
-        },
-        "ratio_to_reference": ratios(config, rows),
-        "targets": targets(config, scaling),
-    }
+def checked(backend: str, like: Case) -> Row:
+    """`agreement`, said aloud; an error is a disagreement."""
+    say(f"checking {backend} against the reference")
+    try:
+        row = agreement(backend, like)
+    except Exception as error:  # a kernel, a compiler or a driver may raise anything, and others can be measured still
+        row = {"backend": backend, "ok": False, "error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+    if not row["ok"]:
+        say(f"DISAGREES, no ratio of {backend} is reported: {row}")
+    return row
 
 
-def exponent(rows: Sequence[Row], name: str) -> float:
-    """p in seconds ~ pixels^p, by least squares in the logarithms."""
-    pixels, seconds = (np.log([row[column] for row in rows]) for column in ("size", name))
-    return float(np.polyfit(2 * pixels, seconds, 1)[0])
+def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> list[Case]:
+    """Every operator of every backend at every size; then more channels, and a batch, at one size each.
+
+    The authors' code comes first: what others are compared with should be there when time is up.
+    """
+
+    def case(operator: str, backend: str, size: int, channels: int = config.channels, batch: int = 1) -> Case:
+        steps = config.steps if operator in ("fit_step", "end_to_end") else 0
+        if operator == "fit_step":
+            channels = GUIDE_CHANNELS
+            steps = config.steps if has_fused_fit(backend, config.preset) else config.few_steps
+        cell = next(cell for cell in config.cells if size % cell == 0)
+        return Case(operator, backend, size, size // cell, channels, batch, steps, dtype, device, config.preset)
+
+    result = []
+    if config.authors is not None:
+        result += [case("end_to_end", "authors", size) for size in sorted(config.sizes)]
+    for backend in backends:
+        for operator in config.operators:
+            result += [case(operator, backend, size) for size in sorted(config.sizes)]
+            if operator in ("render", "render_backward"):
+                result += [case(operator, backend, config.channels_at, channels) for channels in config.more_channels]
+            if operator == "end_to_end":
+                result.append(case(operator, backend, config.batch_at, batch=config.batch))
+    return [case for case in dict.fromkeys(result) if case.size in config.only_sizes.get(case.backend, [case.size])]
 
 
-def ratios(config: Config, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """How many times faster than the reference, at the size and steps of the comparison."""
-    compared = {
-        row["backend"]: row
-        for row in rows
-        if (row["size"], row["steps"]) == (config.compare_size, config.compare_steps)
-    }
-    reference = compared.get("reference")
-    if reference is None:
-        return {}
-    names = ("fit_seconds", "render_seconds")
-    return {backend: {name: reference[name] / row[name] for name in names} for backend, row in compared.items()}
+def has_fused_fit(backend: str, preset: str) -> bool:
+    """Whether a backend has a loop of its own for the fit; of others every step costs the same."""
+    module = plugins.find("kernels.bilateral", BACKEND_MODULES.get(backend, backend))
+    return hasattr(module, f"fit_{ua.preset(preset).parameterisation}")
 
 
-def targets(config: Config, rows: Sequence[Row]) -> list[Row]:
-    """The figures that the backend "cpu" is to reach, where this run measures what they are stated for."""
-    if (config.preset, config.cells, config.steps, config.channels) != ("released", [14, 16], 51, 384):
-        return []
-    rows = [row for row in rows if row["backend"] == "cpu"]
-    measured: list[tuple[int | None, str, float, float]] = []
-    for size, name, limit in TARGETS:
-        measured += [(size, name, limit, row[name]) for row in rows if row["size"] == size]
-    if {224, 1792} <= {row["size"] for row in rows}:
-        linear = [row for row in rows if 224 <= row["size"] <= 1792]
-        for name in ("fit_seconds", "render_seconds"):
-            measured.append((None, f"exponent of {name}", TARGET_EXPONENT, exponent(linear, name)))
-    return [
-        {"size": size, "what": what, "at_most": limit, "measured": value, "met": value <= limit}
-        for size, what, limit, value in measured
-    ]
+def find(rows: Sequence[Row], case: Case) -> Row | None:
+    """The row of this case among `rows`."""
+    return next((row for row in rows if asdict(case).items() <= row.items()), None)
 
 
-def report(config: Config, results: dict[str, Any], tracker: Tracker) -> None:
-    """The table of all cases, the table of targets, and the figure with the paper's table 4 drawn in."""
-    from ua import plots
+def not_worth_it(case: Case, rows: Sequence[Row], longest: float, deadline: float, free: float) -> str | None:
+    """Why a case is left out, judged by the rows of the same operator and backend; None: it is measured.
 
-    rows = results["rows"]
-    names = ("fit_seconds", "render_seconds", "seconds", "fit_peak_mb", "peak_mb", "gpu_peak_mb")
-    shown = [name for name in names if any(name in row for row in rows)]
-    tracker.table(
-        "benchmark",
-        [
-            {
-                **{name: row[name] for name in ("backend", "size", "cells", "steps", "channels")},
-                **{n: row.get(n) for n in shown},
-            }
-            for row in rows
-        ],
-        formats={name: ".0f" if name.endswith("mb") else ".4f" for name in shown},
-        caption=f"Preset {config.preset} on {device_name(results)}; medians; memory above the imports.",
-    )
-    if results["targets"]:
-        tracker.table(
-            "targets",
-            results["targets"],
-            formats={"measured": ".3g"},
-            caption="What the cpu backend is to reach.",
-        )
-
-    memory = "gpu_peak_mb" if "gpu_peak_mb" in shown else "peak_mb"
-    styles = [{"color": colour} for colour in plots.PALETTE]
-    figures = []
-    for name, index in (("seconds", 0), (memory, 1)):
-        curves = []
-        for backend, style in zip(config.backends, styles, strict=False):
-            mine = [row for row in rows if (row["backend"], row["steps"]) == (backend, config.steps)]
-            if mine:
-                curves.append(plots.Curve(backend, [row["size"] for row in mine], [row[name] for row in mine], style))
-        grey = {"color": "#777777", "linestyle": "--", "marker": "s"}
-        paper = plots.Curve(
-            "paper, table 4 (GPU not named)", list(PAPER), [values[index] for values in PAPER.values()], grey
-        )
-        ticks = [side for side in TICKS if side <= max(*config.sizes, *PAPER)]
-        title = "seconds, fit and render" if index == 0 else "peak memory above the imports, MB"
-        figures.append(plots.Plot([*curves, paper], title, "image side, pixels", ticks=ticks))
-    what = f"{config.steps} steps, {config.channels} channels, {' or '.join(map(str, config.cells))} pixels a cell"
-    tracker.figure(
-        "scaling",
-        plots.curves([figures], title=f"{what}, {device_name(results)}", log_y=True, width=4.4, height=3.4),
-    )
+    longest: seconds of a call. deadline: on the clock `time.monotonic`. free: bytes of memory to be had.
+    """
+    alike = [(row, case_of(row)) for row in rows if (row["operator"], row["backend"]) == (case.operator, case.backend)]
+    if any(row.get("oom") and other.user_bytes() <= case.user_bytes() for row, other in alike):
+        return "a smaller one ran out of memory"
+    if time.monotonic() > deadline:
+        return "the minutes of the run are over"
+    times = [(row, cost(case) / cost(other)) for row, other in alike if "seconds" in row]
+    if not times:
+        return None
+    row, larger = min(times, key=lambda pair: abs(math.log(pair[1])))
+    expected = row["seconds"] * larger * (case.steps if case.operator == "fit_step" else 1)
+    if expected > longest:
+        return f"a call is expected to take {expected:.0f} s, more than longest={longest:g}"
+    if time.monotonic() + expected > deadline:
+        return "it would end after the minutes of the run"
+    if row["peak_ratio"] * case.user_bytes() > free:
+        return f"it is expected to take {row['peak_ratio'] * case.user_bytes() / 2**30:.1f} GB, more than is free"
+    return None
 
 
-def device_name(results: dict[str, Any]) -> str:
-    where = results["environment"]
-    gpu = results["settings"]["device"].startswith("cuda")
-    return where["gpu"] if gpu else f"{where['cpu']}, {where['cpu_cores']} cores"
+def cost(case: Case) -> float:
+    """What seconds grow with, roughly: pixels, and for each the arithmetic of a candidate, 15 + 3 G + 2 C."""
+    return case.batch * case.size**2 * (12 + case.channels)
+
+
+def free_bytes(device: str) -> float:
+    """Memory to be had. Of a GPU without bound: there, running out of memory does no harm and is a result."""
+    if torch.device(device).type != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def case_of(row: Row) -> Case:
+    return Case(**{field.name: row[field.name] for field in dataclasses.fields(Case)})
+
+
+def skip(results: dict[str, Any], name: str, reason: str) -> None:
+    """Notes what is left out, and says so."""
+    results["skipped"].append({"what": name, "reason": reason})
+    say(f"skipped: {name}: {reason}")
+
+
+def say(text: str) -> None:
+    """Progress for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line without Hydra; with --measure, one case in this process."""
+    """The command line without Hydra; exit status 1 where a backend disagrees with the reference."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="the results, JSON")
-    for name, default in dataclasses.asdict(Config()).items():
-        kind: Callable[[str], Any] = json.loads if isinstance(default, dict) else type(default)
-        many: dict[str, Any] = {"nargs": "+", "type": type(default[0])} if isinstance(default, list) else {"type": kind}
-        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"default: {default}", **many)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, required=True, help="the results, JSON; one that is there is continued")
+    for name, default in asdict(Config()).items():
+        if name != "results":
+            parser.add_argument(f"--{name.replace('_', '-')}", default=default, **argument_type(default))
     given = vars(parser.parse_args(arguments))
-    if request := given.pop("measure"):
-        case, config = json.loads(request)
-        print(json.dumps(measure(Case(**case), Config(**config))))
-        return
     output = given.pop("output")
-    if output is None:
-        parser.error("--output is missing")
-    config = Config(**given)
-    write_json(output, results_of(config, measure_all(config, lambda case: None, lambda case, values: None)))
+    try:
+        config = Config(**given)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    results = measure_all(config, output)
+    for table in report.tables_of(results).values():
+        print(tables.markdown(table.rows, formats=table.formats, caption=table.caption))
+    if red := report.red_backends(results):
+        sys.exit(f"no ratios of {', '.join(red)}: not in agreement with the reference")
+
+
+def argument_type(default: Any) -> dict[str, Any]:
+    """How argparse reads a value like `default`; a dictionary comes as JSON."""
+    if isinstance(default, list):
+        return {"nargs": "*", "type": type(default[0]) if default else str, "help": f"default: {default}"}
+    kind: Callable[[str], Any] = json.loads if isinstance(default, dict) else str if default is None else type(default)
+    return {"type": kind, "help": f"default: {default}"}
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ if __name__ == "__main__":
     ]))
 """
 # Bytes of stack a thread may have, by the start of a case's name and the capability. All are two to four words outside
-# the loops: the assembler gives them up to fit one more program on a multiprocessor (128 or 168 registers a thread), or,
-# in `mix`, beside 96 accumulators; half the keys a block would save them there and double the barriers.
+# the loops: the assembler gives them up to fit one more program on a multiprocessor (128 or 168 registers a thread),
+# or, in `mix`, beside 96 accumulators; half the keys a block would save them there and double the barriers.
 SPILLS: dict[str, dict[int, int]] = {
     "mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {90: 8},
     "delta float16 G=3 BP=64 BC=32": {80: 16, 90: 16},

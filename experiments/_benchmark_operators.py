@@ -1,0 +1,318 @@
+"""What the benchmark measures: the operators, their problems, and the least bytes and arithmetic of each.
+
+A new operator is one entry of `OPERATORS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ua
+from kernels.geometry import Factors, Support, disc_offsets, owner_starts
+from ua import plugins
+from ua.rendering import support, to_grid
+
+GUIDE_CHANNELS = 3
+MAPS = 4  # of an anisotropic Gaussian; the operator itself takes five, `Factors`
+BACKEND_MODULES = {"torch.compile": "experiments._torch_compile"}  # others have the name of their backend
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: `batch` images of `size` x `size` pixels with `cells` x `cells` cells.
+
+    operator: of `OPERATORS`. backend: one of the library, "torch.compile" or "authors". channels: of the signal,
+    whose type is `dtype`; the guide is float32. steps: of one call of the fit, 0 where nothing is fitted.
+    """
+
+    operator: str
+    backend: str
+    size: int
+    cells: int
+    channels: int
+    batch: int
+    steps: int
+    dtype: str
+    device: str
+    preset: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one value of the signal."""
+        return getattr(torch, self.dtype).itemsize
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.cells, self.cells
+
+    def guide_bytes(self) -> int:
+        return 4 * self.batch * GUIDE_CHANNELS * self.size**2
+
+    def signal_bytes(self) -> int:
+        return self.itemsize * self.batch * self.channels * self.cells**2
+
+    def output_bytes(self) -> int:
+        return self.itemsize * self.batch * self.channels * self.size**2
+
+    def map_bytes(self, maps: int) -> int:
+        """float32 maps on the LR grid."""
+        return 4 * self.batch * maps * self.cells**2
+
+    def user_bytes(self) -> int:
+        """What a user of `ua.upsample` holds: image, signal and output; of a fit the image and the Gaussians."""
+        if self.operator == "fit_step":
+            return self.guide_bytes() + self.map_bytes(MAPS)
+        return self.guide_bytes() + self.signal_bytes() + self.output_bytes()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Tensors of a case, on its device: everything that the operators take as given."""
+
+    case: Case
+    image: Tensor  # (B, 3, H, W) float32 in [0, 1]
+    signal: Tensor  # (B, C, h, w)
+    guide: Tensor  # the image in the space of the preset
+    guide_lr: Tensor  # (B, 3, h, w)
+    factors: Factors  # five maps (B, h, w)
+    support: Support
+
+    def render(self, signal: Tensor, factors: Factors) -> Tensor:
+        backend = plugins.find("kernels.bilateral", module_name(self.case.backend))
+        return backend.render(signal, self.guide, self.guide_lr, factors, support=self.support)
+
+    def fit(self) -> ua.Fit:
+        backend = module_name(self.case.backend)
+        return ua.fit(self.image, self.case.grid, preset=self.case.preset, backend=backend, steps=self.case.steps)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One entry of the registry.
+
+    prepare: of a problem, everything that is not timed; returns what is timed. Called anew for every repeat.
+    least_bytes: what must move between memory and chip at least, for one call (of a fit: one step).
+    flops: additions, multiplications and exponentials, each counted as one, for the same.
+    whole_call: a call of the library with its checks, timed by the clock of the host also on a GPU.
+    """
+
+    prepare: Callable[[Problem], Callable[[], Any]]
+    least_bytes: Callable[[Case], float]
+    flops: Callable[[Case], float]
+    whole_call: bool = False
+
+
+def make_problem(case: Case) -> Problem:
+    """The tensors of a case. The same case gives the same numbers.
+
+    The Gaussians are spread as 51 steps of `released` leave them on this image at 224 x 224 (median sigma_x 84 px,
+    sigma_r .07; standard deviation of their logarithms 1.25 and .67; all angles), so that what can be skipped is what
+    could be skipped after a fit.
+    """
+    config = ua.preset(case.preset)
+    image = synthetic_image(case.size).repeat(case.batch, 1, 1, 1).to(case.device)
+    random = torch.Generator().manual_seed(0)
+    signal = torch.rand(case.batch, case.channels, *case.grid, generator=random)
+    spread = torch.randn(MAPS, case.batch, *case.grid, generator=random).to(case.device)
+    gaussians = ua.Gaussians(
+        sigma_x=84 * (1.25 * spread[0]).exp(),
+        sigma_y=84 * (1.25 * spread[1]).exp(),
+        theta=1.4 * spread[2],
+        sigma_r=0.07 * (0.67 * spread[3]).exp(),
+    )
+    guide = plugins.find("ua.guides", config.guide).transform(image)
+    return Problem(
+        case=case,
+        image=image,
+        signal=signal.to(case.device, getattr(torch, case.dtype)),
+        guide=guide,
+        guide_lr=to_grid(guide, case.grid, config.guide_lr),
+        factors=Factors(*gaussians.factors()),
+        support=support(config),
+    )
+
+
+def module_name(backend: str) -> str:
+    """The module of a backend as `ua.fit` and `plugins.find` take it."""
+    return BACKEND_MODULES.get(backend, backend)
+
+
+def prepare_render(problem: Problem) -> Callable[[], Tensor]:
+    """The operator alone: given Gaussians, a signal mixed up to the pixels."""
+    return lambda: problem.render(problem.signal, problem.factors)
+
+
+def prepare_render_backward(problem: Problem) -> Callable[[], tuple[Tensor, ...]]:
+    """Gradients to the signal and the five maps; the forward pass before it is not timed."""
+    signal = problem.signal.clone().requires_grad_()
+    factors = Factors(*(lr_map.clone().requires_grad_() for lr_map in problem.factors))
+    out = problem.render(signal, factors)
+    d_out = torch.ones_like(out)
+    return lambda: torch.autograd.grad(out, (signal, *factors), d_out)
+
+
+def prepare_fit(problem: Problem) -> Callable[[], ua.Fit]:
+    """`ua.fit` with `case.steps` steps, its checks and preparations included."""
+    return problem.fit
+
+
+def prepare_end_to_end(problem: Problem) -> Callable[[], Tensor]:
+    """Image and signal in, output out: the setting of the paper's table 4."""
+    return lambda: problem.fit().render(problem.signal)
+
+
+def prepare_authors(problem: Problem, folder: str) -> Callable[[], Tensor]:
+    """The same by the authors' released code, of which `folder` is a checkout.
+
+    Its function `UPA` takes an RGB image of 8 bits and float32 features (1, C, h, w) on the GPU, fits 51 steps and
+    renders under autocast.
+
+    Raises:
+        FileNotFoundError: the folder holds no such code. ImportError: what that code needs is not installed.
+    """
+    pixels = (problem.image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    features = problem.signal.float()
+    upsample = authors_function(folder)
+    return lambda: upsample(pixels, features)
+
+
+@cache
+def authors_function(folder: str) -> Callable[[Any, Tensor], Tensor]:
+    """`UPA` of the checkout; see `prepare_authors`."""
+    source = authors_source(folder)
+    sys.path.insert(0, str(source))
+    try:
+        return importlib.import_module("upsample_anything").UPA
+    finally:
+        sys.path.remove(str(source))
+
+
+def authors_source(folder: str) -> Path:
+    """Where the module of the checkout lies.
+
+    Raises:
+        FileNotFoundError: it does not.
+    """
+    source = Path(folder).expanduser().resolve() / "src"
+    if not (source / "upsample_anything.py").is_file():
+        raise FileNotFoundError(f"authors={folder}: there is no src/upsample_anything.py in that folder")
+    return source
+
+
+def pairs(case: Case, radius: int) -> int:
+    """Pixels times distinct candidates: sum over pixels of the cells of the grid within `radius` of the owner.
+
+    A clamped border repeats a cell that is within the radius already, so "clamp" and "drop" have the same distinct
+    candidates: sum over offsets (dy, dx) of the disc of (pixels whose owner's row i has 0 <= i + dy < h) x (columns
+    likewise).
+    """
+    starts = torch.tensor(owner_starts(case.cells, case.size))
+    owned = starts.diff()  # pixels of every cell along one axis
+
+    def inside(shift: int) -> int:
+        return int(owned[max(0, -shift) : max(0, case.cells - max(0, shift))].sum())
+
+    along = {shift: inside(shift) for shift in range(-radius, radius + 1)}
+    return case.batch * sum(along[dy] * along[dx] for dy, dx in disc_offsets(radius).tolist())
+
+
+def render_flops(case: Case) -> float:
+    """pairs x (15 + 3 G + 2 C).
+
+    Score 12 + 3 G: dx and dy 2, ux dx + uy dy and vx dx + vy dy 6, their squares 2, colour 3 G - 1, times r 1, sum of
+    the three terms 2. Softmax 3: subtract the maximum, exponential, sum. Mixing 2 C.
+    """
+    return _pairs_of(case) * (15 + 3 * GUIDE_CHANNELS + 2 * case.channels)
+
+
+def backward_flops(case: Case) -> float:
+    """pairs x (29 + 3 G + 4 C): the weights again 15 + 3 G, s = d_out . signal 2 C, d signal 2 C, the mean of s 2,
+    d score = w (s - mean) 2, moments 8 (spatial) + 2 (colour)."""
+    return _pairs_of(case) * (29 + 3 * GUIDE_CHANNELS + 4 * case.channels)
+
+
+def step_flops(case: Case) -> float:
+    """pairs x (29 + 7 G): a render of the guide's G channels, s 2 G, its mean 2, d score 2, moments 10; the weights are
+    made once. Loss and Adam are of the size of the image and the grid, and left out."""
+    return _pairs_of(case) * (29 + 7 * GUIDE_CHANNELS)
+
+
+def render_bytes(case: Case) -> float:
+    """Guide, its LR version, factors and signal are read once, the output is written once."""
+    lr_maps = case.map_bytes(GUIDE_CHANNELS + len(Factors._fields))
+    return case.guide_bytes() + lr_maps + case.signal_bytes() + case.output_bytes()
+
+
+def backward_bytes(case: Case) -> float:
+    """The same with d_out read instead, and the gradients of signal and factors written."""
+    return render_bytes(case) + case.signal_bytes() + case.map_bytes(len(Factors._fields))
+
+
+def step_bytes(case: Case) -> float:
+    """Guide, LR guide and LR image are read once; parameters and both moments of Adam are read and written."""
+    return case.guide_bytes() + case.map_bytes(2 * GUIDE_CHANNELS + 2 * 3 * MAPS)
+
+
+def _pairs_of(case: Case) -> int:
+    """With the preset's radius for every pixel: where small Gaussians shrink the disc, this counts too much."""
+    return pairs(case, ua.preset(case.preset).radius)
+
+
+OPERATORS = {
+    "end_to_end": Operator(
+        prepare_end_to_end,
+        lambda case: case.steps * step_bytes(case) + render_bytes(case),
+        lambda case: case.steps * step_flops(case) + render_flops(case),
+        whole_call=True,
+    ),
+    "fit_step": Operator(prepare_fit, step_bytes, step_flops, whole_call=True),
+    "render": Operator(prepare_render, render_bytes, render_flops),
+    "render_backward": Operator(prepare_render_backward, backward_bytes, backward_flops),
+}
+
+
+@cache
+def synthetic_image(size: int) -> Tensor:
+    """(1, 3, size, size) in [0, 1], of 8 bits a channel, that needs no file: regions with edges, shading and fine
+    grain, as photographs have.
+
+    A Voronoi diagram of random colours, about one region per 32 x 32 pixels, over noise whose spectrum falls as 1 / f.
+    """
+    generator = torch.Generator().manual_seed(0)
+    regions = max(4, (size // 32) ** 2)
+    side = math.ceil(math.sqrt(regions))
+    # One point in each square of a lattice, so that the nearest point lies in the 3 x 3 squares around a
+    # pixel.
+    jitter = torch.rand(side, side, 2, generator=generator)
+    colours = torch.rand(side, side, 3, generator=generator)
+    position = (torch.arange(size) + 0.5) * side / size
+    square = position.long()
+    best = torch.full((size, size), math.inf)
+    picture = torch.zeros(size, size, 3)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            row, column = (square + dy).clamp(0, side - 1), (square + dx).clamp(0, side - 1)
+            point = jitter[row[:, None], column]
+            distance = (row[:, None] + point[..., 0] - position[:, None]) ** 2 + (
+                column + point[..., 1] - position
+            ) ** 2
+            nearer = distance < best
+            best = torch.where(nearer, distance, best)
+            picture[nearer] = colours[row[:, None], column][nearer]
+    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)).clamp(min=1 / size)
+    noise = torch.fft.irfft2(
+        torch.fft.rfft2(torch.randn(3, size, size, generator=generator)) / frequency, s=(size, size)
+    )
+    noise = 0.1 * noise / noise.std()
+    picture = 0.1 + 0.8 * picture.permute(2, 0, 1) + noise
+    return (255 * picture.clamp(0, 1)).round()[None] / 255
