@@ -30,7 +30,6 @@ from experiments import _benchmark_report as report
 from experiments._benchmark_measure import agreement, ceilings, measure, refusal
 from experiments._benchmark_operators import BACKEND_MODULES, GUIDE_CHANNELS, OPERATORS, Case, authors_source
 from ua import plugins, tables
-from ua.backends import FASTEST_FIRST
 from ua.tracking import Tracker, choose_device, environment, write_json
 
 Row = dict[str, Any]
@@ -81,7 +80,7 @@ class Config:
         for name in self.operators:
             if name not in OPERATORS:
                 raise ValueError(plugins.unknown("operator", name, OPERATORS))
-        known = {*plugins.names("kernels.bilateral"), *FASTEST_FIRST, *BACKEND_MODULES}
+        known = {*plugins.names("kernels.bilateral"), *BACKEND_MODULES}
         for name in self.backends:
             if name not in known and "." not in name:
                 raise ValueError(plugins.unknown("backend", name, sorted(known)))
