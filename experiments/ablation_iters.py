@@ -1,9 +1,9 @@
 """How many steps of the fit are worth it? The shape of the paper's table 6, with transfer beside colour.
 
-Every image is fitted once with the most steps and looked at on the way (the learning rate does not depend on
-the number of steps, so the look is what a shorter fit would have ended with). Scored are the refitted image,
-which is what the fit optimises, and what people use the Gaussians for: depth, a descriptor bank and label
-maps, each averaged from its true high-resolution version to the LR grid and upsampled again.
+Every image is fitted once with the most steps and looked at on the way (the learning rate does not depend on the number
+of steps, so the look is what a shorter fit would have ended with). Scored are the refitted image, which is what the fit
+optimises, and what people use the Gaussians for: depth, a descriptor bank and label maps, each averaged from its true
+high-resolution version to the LR grid and upsampled again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ua.features import descriptor_bank
 from ua.rendering import to_grid
 from ua.tracking import Row, Tracker, choose_device, now
 
-OURS = "ours"
+FITTED = "fit"  # the method of rows whose step counts; baselines and presets go by their names
 # name -> (how it is called in tables and plots, format, which is better)
 COLUMNS = {
     "loss": ("L1 loss", ".4f", "min"),
@@ -40,17 +40,13 @@ COLUMNS = {
     "boundary_miou": ("boundary mIoU", ".3f", "max"),
     "seconds": ("seconds", ".3f", "min"),
 }
-MEASURES = {
-    "miou": "mIoU",
-    "depth_rmse": "RMSE",
-    "feature_rmse": "RMSE",
-}  # what a panel of each signal states
+MEASURES = {"miou": "mIoU", "depth_rmse": "RMSE", "feature_rmse": "RMSE"}  # what a panel of each signal states
 CURVES = ("psnr", "depth_rmse_ratio", "feature_rmse_ratio", "miou")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A module of `ua.datasets` and the arguments of its `load`."""
+    """A module of `ua.datasets` by its `name`, and the arguments of its `load`."""
 
     name: str
     options: dict[str, Any]
@@ -58,21 +54,39 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """What the panel picture shows; an image that is not among the data gives none."""
+    """What the panel picture shows.
+
+    Attributes:
+        image: name of a sample; one that is not among the data gives no picture.
+        scale: HR pixels per LR cell, >= 1.
+        steps: of the fit, >= 0.
+    """
 
     image: str
     scale: int
     steps: int
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise ValueError(f"picture.scale must be >= 1, got {self.scale}")
+        if self.steps < 0:
+            raise ValueError(f"picture.steps must be >= 0, got {self.steps}")
 
 
 @dataclass(frozen=True)
 class Config:
     """What the YAML of this experiment holds.
 
-    data: images with a truth. fit: settings, of which `steps` is not used. baseline: modules of
-    `ua.baselines` with the options of each. presets: of the library, shown beside the baselines with their
-    own steps. steps: numbers of steps to look at. scales: HR pixels per LR cell. picture: the panel picture.
-    backend: as in `ua.fit`. device: "auto" (a GPU where there is one) or a name that torch knows.
+    Attributes:
+        data: images with a truth.
+        fit: settings, of which `steps` is not used.
+        baseline: modules of `ua.baselines` with the options of each.
+        presets: of the library, shown beside the baselines with their own steps.
+        steps: numbers of steps to look at, each >= 0.
+        scales: HR pixels per LR cell, each >= 1.
+        picture: the panel picture.
+        backend: as in `ua.fit`.
+        device: "auto" (a GPU where there is one) or a name that torch knows.
     """
 
     data: DataConfig
@@ -90,14 +104,22 @@ class Config:
             raise ValueError(f"steps must be numbers >= 0, at least one, got {self.steps}")
         if not self.scales or min(self.scales) < 1:
             raise ValueError(f"scales must be numbers >= 1, at least one, got {self.scales}")
+        for name in self.presets:
+            ua.preset(name)  # raises where there is none: before the first measurement, not after it
 
 
 @dataclass(frozen=True, eq=False)
 class Signal:
     """Something to upsample.
 
-    low: (1, C, h, w). low_valid: known cells (1, h, w). truth: (C, H, W), for labels the class map (1, H, W).
-    valid: pixels (H, W) whose truth is known. classes: number of classes of a label map, else 0.
+    Attributes:
+        name: "features", "depth" or "labels".
+        low: (1, C, h, w).
+        low_valid: bool (1, h, w), the known cells; None: all.
+        truth: (C, H, W), for labels the class map (1, H, W).
+        valid: bool (H, W), the pixels whose truth is known; None: all.
+        classes: number of classes of a label map, else 0.
+        unit: of depth.
     """
 
     name: str
@@ -106,9 +128,10 @@ class Signal:
     truth: Tensor
     valid: Tensor | None = None
     classes: int = 0
+    unit: str = ""
 
 
-OURS_STYLE = {"color": plots.BLUE, "linewidth": 2.0, "zorder": 3}
+FITTED_STYLE = {"color": plots.BLUE, "linewidth": 2.0, "zorder": 3}
 PRESET_STYLE = {"color": plots.SKY, "linestyle": "-", "linewidth": 1.6}
 
 # Takes (1, C, h, w) and its mask of known cells, gives (1, C, H, W).
@@ -124,7 +147,14 @@ class Snapshot:
 
 
 def run(config: Config, tracker: Tracker) -> dict[str, Any]:
-    """Measures what metrics.csv does not hold yet, then draws and sums up all of it."""
+    """Measures what metrics.csv does not hold yet, then draws and sums up all of it.
+
+    Returns:
+        The summary, see `summary`.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: an unknown name, or an option or a file of the data that is not there.
+    """
     device = choose_device(config.device)
     samples = datasets.load(config.data.name, **config.data.options)
     work = [(sample, scale) for sample in samples for scale in config.scales]
@@ -170,13 +200,13 @@ def measure(config: Config, sample: Sample, scale: int, device: str, tracker: Tr
         if tracker.find(image=sample.name, scale=scale, method=f"preset_{name}") is None:
             start = now(device)
             fit = ua.fit(image, grid_of(image, scale), preset=name, backend=config.backend)
-            add(ours(fit), now(device) - start, f"preset_{name}", None)
+            add(rendering(fit), now(device) - start, f"preset_{name}", None)
     missing = [
-        step for step in config.steps if tracker.find(image=sample.name, scale=scale, method=OURS, step=step) is None
+        step for step in config.steps if tracker.find(image=sample.name, scale=scale, method=FITTED, step=step) is None
     ]
     if missing:
         for step, snapshot in snapshots(config, image, scale, missing).items():
-            add(ours(snapshot.fit), snapshot.seconds, OURS, step)
+            add(rendering(snapshot.fit), snapshot.seconds, FITTED, step)
 
 
 def prepare(sample: Sample, scale: int, device: str) -> tuple[Tensor, list[Signal]]:
@@ -188,7 +218,7 @@ def prepare(sample: Sample, scale: int, device: str) -> tuple[Tensor, list[Signa
     if sample.depth is not None and sample.depth_valid is not None:
         depth, valid = sample.depth.to(device), sample.depth_valid.to(device)
         low, low_valid = area(depth, grid, valid)
-        signals.append(Signal("depth", low[None], low_valid[None], depth, valid))
+        signals.append(Signal("depth", low[None], low_valid[None], depth, valid, unit=sample.depth_unit))
     if sample.labels is not None:
         labels = sample.labels.to(device)
         maps, valid = one_hot(labels, sample.num_classes)
@@ -229,11 +259,12 @@ def baselines(config: Config) -> dict[str, dict[str, Any]]:
 
 def baseline(name: str, options: Mapping[str, Any], image: Tensor) -> Upsampler:
     """A module of `ua.baselines` as a function of the signal."""
-    module = plugins.find("ua.baselines", name, needs="upsample")
+    module = plugins.find("ua.baselines", name, needs="upsample", kind="baseline")
+    plugins.check_options(module.upsample, options, f"baseline {name!r}")
     return lambda low, valid: module.upsample(image, low, valid, **options)
 
 
-def ours(fit: ua.Fit) -> Upsampler:
+def rendering(fit: ua.Fit) -> Upsampler:
     """`fit.render`; a pixel that no known cell reaches takes the bilinear value."""
 
     def upsample(low: Tensor, valid: Tensor | None) -> Tensor:
@@ -290,7 +321,7 @@ def average(rows: Sequence[Row]) -> list[Row]:
         measured = {name: [member[name] for member in members if name in member] for name in COLUMNS}
         mean = {name: sum(values) / len(values) for name, values in measured.items() if values}
         means.append({"scale": scale, "method": method, "step": step, **mean})
-    return sorted(means, key=lambda row: (row["scale"], row["method"] == OURS, row["step"] or 0))
+    return sorted(means, key=lambda row: (row["scale"], row["method"] == FITTED, row["step"] or 0))
 
 
 def report(config: Config, means: Sequence[Row], tracker: Tracker) -> None:
@@ -312,7 +343,14 @@ def report(config: Config, means: Sequence[Row], tracker: Tracker) -> None:
             best={title: which for title, _, which in COLUMNS.values()},
             caption=f"Steps of the fit, {scale} pixels a cell, {over}; seconds for 32 channels.",
         )
-        tracker.figure(f"convergence_x{scale}", convergence(rows, f"{scale} pixels a cell, {over}"))
+        name = f"fit ({settings_name(config.fit)})"
+        tracker.figure(f"convergence_x{scale}", convergence(rows, name, f"{scale} pixels a cell, {over}"))
+
+
+def settings_name(fit: ua.FitConfig) -> str:
+    """The preset that the settings are, whatever their steps, or "own settings"."""
+    same = (name for name, preset in ua.PRESETS.items() if preset.replace(steps=fit.steps) == fit)
+    return next(same, "own settings")
 
 
 def coverage(rows: Sequence[Row]) -> str:
@@ -323,18 +361,18 @@ def coverage(rows: Sequence[Row]) -> str:
     return f"means over {everything} images (depth: {depth}, labels: {labels})"
 
 
-def convergence(rows: Sequence[Row], title: str) -> Any:
+def convergence(rows: Sequence[Row], fit_name: str, title: str) -> Any:
     """Quality against steps (above) and against seconds (below), the baselines as horizontal lines."""
     measured = [name for name in CURVES if any(name in row for row in rows)]
-    fitted = [row for row in rows if row["method"] == OURS]
-    others = [row for row in rows if row["method"] != OURS]
+    fitted = [row for row in rows if row["method"] == FITTED]
+    others = [row for row in rows if row["method"] != FITTED]
 
     styles = iter(plots.baseline_styles())
     style = {row["method"]: PRESET_STYLE if "preset" in row["method"] else next(styles, {}) for row in others}
 
     def lines(name: str, against: str) -> list[plots.Curve]:
-        ours = plots.Curve(OURS, [row[against] for row in fitted], [row[name] for row in fitted], OURS_STYLE)
-        return [ours] + [
+        xs, ys = [row[against] for row in fitted], [row[name] for row in fitted]
+        return [plots.Curve(fit_name, xs, ys, FITTED_STYLE)] + [
             plots.Curve(
                 row["method"].replace("_", " "),
                 [row["seconds"]] if against == "seconds" else [],
@@ -358,13 +396,16 @@ def convergence(rows: Sequence[Row], title: str) -> Any:
 
 
 def picture(config: Config, sample: Sample, device: str) -> Any:
-    """Guide, LR, bilinear, ours, truth and errors, a row for each signal of the sample."""
+    """Guide, LR, bilinear, fit, presets, truth and errors, a row for each signal of the sample."""
     scale, steps = config.picture.scale, config.picture.steps
     image, signals = prepare(sample, scale, device)
     fit = snapshots(config, image, scale, [steps])[steps].fit
-    methods = {"bilinear": baseline("bilinear", {}, image), f"{steps} steps": ours(fit)}
+    methods = {
+        "bilinear": baseline("bilinear", {}, image),
+        f"{settings_name(config.fit)}, {steps} steps": rendering(fit),
+    }
     for name in config.presets:
-        methods[f"preset {name}"] = ours(ua.fit(image, grid_of(image, scale), preset=name, backend=config.backend))
+        methods[f"preset {name}"] = rendering(ua.fit(image, grid_of(image, scale), preset=name, backend=config.backend))
     rows = []
     for number, signal in enumerate(signals):
         results = {name: upsample(signal.low, signal.low_valid)[0] for name, upsample in methods.items()}
@@ -392,24 +433,30 @@ def signal_panels(signal: Signal, results: Mapping[str, Tensor]) -> list[plots.P
         maps = [result.argmax(0) for result in results.values()]
         views = [plots.classes(labels) for labels in (low.argmax(0).masked_fill(~known_low, -1), *maps, truth[0])]
         errors = [(labels != truth[0]).float() for labels in maps]
-        measure, error_name, worst = "miou", "wrong pixels", 1.5
+        measure, worst = "miou", 1.5  # wrong pixels in a middle colour
+        truth_name = f"{signal.classes} classes; grey: unknown"
+        error_names = [f"wrong: {error[known].mean():.0%} of the pixels" for error in errors]
     elif signal.name == "depth":
         near, far = (torch.quantile(truth[0][known], share).item() for share in (0.01, 0.99))
         maps = [hide(low[0], known_low), *(result[0] for result in results.values()), hide(truth[0], known)]
         views = [plots.quantity(depth, near, far) for depth in maps]
         errors = [(result - truth)[0].abs() for result in results.values()]
-        measure, error_name, worst = "depth_rmse", "absolute error", high(errors, known)
+        measure, worst = "depth_rmse", high(errors, known)
+        truth_name = f"{near:.3g} to {far:.3g} {signal.unit}"
+        error_names = [f"absolute error, 0 to {worst:.2g}"] * len(errors)
     else:
         views = plots.pca(low, low, *results.values(), truth)
         errors = [(result - truth).norm(dim=0) for result in results.values()]
-        measure, error_name, worst = "feature_rmse", "length of the error", high(errors, known)
+        measure, worst = "feature_rmse", high(errors, known)
+        truth_name = "colours: PCA of the LR features"
+        error_names = [f"length of the error, 0 to {worst:.2g}"] * len(errors)
     captions = [f"{MEASURES[measure]} {score(signal, result)[measure]:.3f}" for result in results.values()]
     heat = [plots.quantity(hide(error, known), 0, worst, "inferno") for error in errors]
     return [
         plots.Panel(views[0], "LR", f"{low.shape[-2]} x {low.shape[-1]}"),
         *(plots.Panel(*panel) for panel in zip(views[1:-1], results, captions, strict=True)),
-        plots.Panel(views[-1], "truth"),
-        *(plots.Panel(view, f"error: {name}", error_name) for view, name in zip(heat, results, strict=True)),
+        plots.Panel(views[-1], "truth", truth_name),
+        *(plots.Panel(*panel) for panel in zip(heat, (f"error: {name}" for name in results), error_names, strict=True)),
     ]
 
 
@@ -431,11 +478,11 @@ def summary(samples: Sequence[Sample], means: Sequence[Row]) -> dict[str, Any]:
         methods: dict[str, Any] = {}
         for row in (row for row in means if row["scale"] == scale):
             values = {name: row[name] for name in COLUMNS if name in row}
-            if row["method"] == OURS:
-                methods.setdefault(OURS, {})[str(row["step"])] = values
+            if row["method"] == FITTED:
+                methods.setdefault(FITTED, {})[str(row["step"])] = values
             else:
                 methods[row["method"]] = values
-        fitted = [row for row in means if row["scale"] == scale and row["method"] == OURS]
+        fitted = [row for row in means if row["scale"] == scale and row["method"] == FITTED]
         best = {
             name: (min if which == "min" else max)(fitted, key=lambda row: row[name])["step"]
             for name, (_, _, which) in COLUMNS.items()

@@ -1,9 +1,10 @@
-"""One's own files: a guide and a low-resolution signal in, the high-resolution signal and pictures of it
-out."""
+"""One's own files: a guide and a low-resolution signal in, the high-resolution signal and pictures of it out."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,12 @@ from ua.tracking import Tracker, choose_device, now
 class Config:
     """What the YAML of this experiment holds.
 
-    image, signal, output: files; see `ua.io.load_image`, `load_signal` and `save_signal` for the formats.
-    kind: of the signal, None to tell by the file. fit: settings. backend: as in `ua.fit`. device: "auto" (a
-    GPU where there is one) or a name that torch knows.
+    Attributes:
+        image, signal, output: files; see `ua.io.load_image`, `load_signal` and `save_signal` for the formats.
+        kind: of the signal, as in `ua.io.load_signal`; None to tell by the file.
+        fit: settings.
+        backend: as in `ua.fit`.
+        device: "auto" (a GPU where there is one) or a name that torch knows.
     """
 
     image: str
@@ -35,10 +39,22 @@ class Config:
 
 
 def run(config: Config, tracker: Tracker) -> dict[str, Any]:
-    """Writes `output`, figures/result.png (pixel for pixel) and figures/overview.png (guide, LR, result)."""
+    """Writes `output`, figures/result.png (pixel for pixel) and figures/overview.png (guide, LR, result).
+
+    Returns:
+        The summary: what was written, its shape (C, H, W), the grid (h, w), seconds of the fit and of the render.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that is missing, broken or cannot be written, before anything is computed;
+            the message begins with the key that names it. TypeError, ValueError: as `ua.fit` and `Fit.render`.
+    """
     device = choose_device(config.device)
-    image = io.load_image(config.image).to(device)
-    signal = io.load_signal(config.signal, config.kind)
+    with about("image"):
+        image = io.load_image(config.image).to(device)
+    with about("signal"):
+        signal = io.load_signal(config.signal, config.kind)
+    with about("output"):
+        io.check_output(config.output, like=signal)
     valid = None if signal.valid is None else signal.valid.to(device)
     rows, cols = signal.values.shape[-2:]
     tracker.say(f"{signal.kind} {tuple(signal.values.shape)} -> {len(signal.values), *image.shape[-2:]}")
@@ -79,9 +95,17 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Within, errors about a file say which key of the configuration named it."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{key}: {error}") from error
+
+
 def pictures(signal: io.Signal, result: Tensor) -> list[plots.Picture]:
-    """The signal and its upsampled version (C, H, W) in colours that they share; what is not known is
-    grey."""
+    """The signal and its upsampled version (C, H, W) in colours that they share; what is not known is grey."""
     low = signal.values
     known = torch.ones_like(low[0], dtype=torch.bool) if signal.valid is None else signal.valid
     if signal.kind in ("labels", "probabilities"):

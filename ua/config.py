@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -17,6 +16,9 @@ CHOICES = {
     "image_lr": ("bicubic", "bilinear", "area"),
 }
 
+LARGEST = 1e9  # of any number here: its square is finite in float32
+LARGEST_RADIUS = 128  # cells; some 51 000 candidates a pixel, more than any use of this method
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -24,10 +26,10 @@ class FitConfig:
 
     Args:
         parameterisation: a module of `ua.parameterisations`, or the dotted name of your own.
-        sigma: initial sigma_x = sigma_y, in `sigma_unit`; > 0.
+        sigma: initial sigma_x = sigma_y, in `sigma_unit`; > 0, at most 1e9.
         sigma_unit: "pixel" (HR pixels, whatever the scale) or "cell" (multiples of the scale of each axis).
-        sigma_r: initial range sigma, guide units; > 0.
-        radius: candidates lie within this many cells of a pixel's owner; >= 0.
+        sigma_r: initial range sigma, guide units; > 0, at most 1e9.
+        radius: candidates lie within this many cells of a pixel's owner; 0 to 128.
         radius_rule: "fixed" (`radius` everywhere), or smaller discs of ceil(2 sigma) cells where sigma is counted in
             "pixel"s (the released code, whose units do not match) or in "cell"s (the paper's text).
         border: candidates beyond the grid are dropped ("drop") or count as the border cell once more ("clamp").
@@ -37,7 +39,7 @@ class FitConfig:
         back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. For signals that
             average the truth (a downsampled depth map); 0 for a network's prediction.
         steps: Adam steps; 0 renders with the initial Gaussians.
-        lr: learning rate of Adam on the raw maps; > 0.
+        lr: learning rate of Adam on the raw maps; > 0, at most 1e9.
         lr_decay: factor on the learning rate after every step; in (0, 1].
 
     Raises:
@@ -66,13 +68,16 @@ class FitConfig:
         for name in ("sigma", "sigma_r", "lr", "lr_decay"):
             _require_number(name, getattr(self, name), float, "a positive number")
             object.__setattr__(self, name, float(getattr(self, name)))
-            if not (0 < getattr(self, name) < math.inf):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+            if not (0 < getattr(self, name) <= LARGEST):
+                got = f"got {getattr(self, name)!r} (accepted: above 0, at most {LARGEST:g})"
+                raise ValueError(f"{name} must be a positive number, {got}")
         for name in ("radius", "steps", "back_projections"):
             _require_number(name, getattr(self, name), int, "an integer >= 0")
             object.__setattr__(self, name, int(getattr(self, name)))
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be an integer >= 0, got {getattr(self, name)!r}")
+        if self.radius > LARGEST_RADIUS:
+            raise ValueError(f"radius must be at most {LARGEST_RADIUS} cells, got {self.radius!r}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be in (0, 1], got {self.lr_decay!r}")
         plugins.find("ua.parameterisations", self.parameterisation, needs="Kernels", kind="parameterisation")

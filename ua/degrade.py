@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,17 +15,24 @@ def area(signal: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> 
     Unlike adaptive average pooling, whose windows overlap by whole pixels where the scale is no integer,
     cell `(i, j)` is exactly the rectangle `[i H/h, (i+1) H/h] x [j W/w, (j+1) W/w]`.
 
-    signal: (C, H, W) or (B, C, H, W), any dtype; averaged in float32 (float64 stays). grid: (h, w), at most
-    (H, W). valid: boolean (H, W) or (B, H, W) mask of the known pixels; unknown ones may hold anything, NaN
-    and inf included.
+    Args:
+        signal: (C, H, W) or (B, C, H, W), any dtype; averaged in float32 (float64 stays).
+        grid: (h, w), at most (H, W).
+        valid: bool (H, W) or (B, H, W), the known pixels; unknown ones may hold anything, NaN and inf included.
 
-    Returns `(lr, lr_valid)`: the averages over the known pixels, (C, h, w) or (B, C, h, w), 0 in cells
-    without any; and where there was one, (h, w) or (B, h, w) boolean. Raises TypeError, ValueError.
+    Returns:
+        `(lr, lr_valid)`: the averages over the known pixels, (C, h, w) or (B, C, h, w), 0 in cells without any; and
+        where there was one, bool (h, w) or (B, h, w).
+
+    Raises:
+        TypeError, ValueError: an argument of another type or shape; the message names it.
     """
     if not isinstance(signal, Tensor):
         raise TypeError(f"signal must be a torch.Tensor, got {type(signal).__name__}")
     if signal.ndim not in (3, 4) or signal.numel() == 0:
         raise ValueError(f"signal must be (C, H, W) or (B, C, H, W) and not empty, got {tuple(signal.shape)}")
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(isinstance(cells, Integral) for cells in grid):
+        raise TypeError(f"grid must be a pair of integers (h, w), got {grid!r}")
     rows, columns = (
         area_weights(size, cells).to(signal.device, _working(signal.dtype))
         for size, cells in zip(signal.shape[-2:], grid, strict=True)
@@ -44,7 +53,11 @@ def area(signal: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> 
 
 
 def area_weights(size: int, cells: int) -> Tensor:
-    """Share of each pixel in each cell's average along one axis: (cells, size) float64, rows sum to 1."""
+    """Share of each pixel in each cell's average along one axis: (cells, size) float64, rows sum to 1.
+
+    Raises:
+        ValueError: fewer than one cell, or more than pixels.
+    """
     if not 1 <= cells <= size:
         raise ValueError(f"grid must have 1 to {size} cells along an axis of {size} pixels, got {cells}")
     edges = torch.arange(cells + 1, dtype=torch.float64) * (size / cells)
@@ -57,13 +70,24 @@ def area_weights(size: int, cells: int) -> Tensor:
 
 
 def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Class maps of a label map with void -1: `(probabilities, valid)`.
+    """Class maps of a label map with void -1.
 
-    labels: (H, W) or (B, H, W) integers in -1 .. num_classes - 1. Returns float32 (num_classes, H, W), or
-    (B, num_classes, H, W), zero at void pixels, and the boolean mask of the others, in the shape of `labels`.
+    Args:
+        labels: (H, W) or (B, H, W) integers in -1 .. num_classes - 1.
+        num_classes: at least 1.
+
+    Returns:
+        `(probabilities, valid)`: float32 (num_classes, H, W) or (B, num_classes, H, W), zero at void pixels; and the
+        mask of the others, bool in the shape of `labels`.
+
+    Raises:
+        TypeError: no integer map. ValueError: empty, or a class out of range.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim not in (2, 3):
-        raise TypeError("labels must be an integer torch.Tensor (H, W) or (B, H, W)")
+        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an integer torch.Tensor (H, W) or (B, H, W), got {got}")
+    if num_classes < 1 or labels.numel() == 0:
+        raise ValueError(f"labels must not be empty and num_classes at least 1, got {labels.numel()} and {num_classes}")
     if labels.min() < -1 or labels.max() >= num_classes:
         raise ValueError(f"labels must be -1 to {num_classes - 1}, got {labels.min().item()} to {labels.max().item()}")
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]

@@ -1,8 +1,7 @@
 """A dense hand-made descriptor bank: features whose high-resolution truth is known.
 
-A network's features exist on its own grid only, so nobody can say what the upsampled ones should have been.
-These can be computed at every pixel, averaged to a low-resolution grid (`ua.degrade.area`) and compared
-after upsampling.
+A network's features exist on its own grid only, so nobody can say what the upsampled ones should have been. These can
+be computed at every pixel, averaged to a low-resolution grid (`ua.degrade.area`) and compared after upsampling.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ SCALES = (1.0, 3.0)  # standard deviation in pixels of the window that pools the
 SLOPE_SIGMA = 1.0  # of the Gaussian whose derivatives give orientation and strength
 TRUNCATE = 4.0  # where Gaussians end, in standard deviations
 
-# (name, number of channels, mean, standard deviation). The last two were measured once over the photographs
-# of ua.datasets.embedded (a test measures them again) and are constants: a descriptor says the same thing in
-# every image. Channels that only differ by their direction share them.
+# (name, number of channels, mean, standard deviation). The last two were measured once over the photographs of
+# ua.datasets.embedded (a test measures them again) and are constants: a descriptor says the same thing in every image.
+# Channels that only differ by their direction share them.
 GROUPS = (
     ("orientation_1", ORIENTATIONS, 0.0141, 0.0287),
     ("orientation_3", ORIENTATIONS, 0.0141, 0.021),
@@ -41,19 +40,27 @@ CHANNELS = sum(count for _, count, _, _ in GROUPS)
 def descriptor_bank(image: Tensor) -> Tensor:
     """Thirty-two local descriptors of every pixel, standardised by constants.
 
-    image: (B, 3, H, W) RGB, float in [0, 1], H and W at least 1. Returns (B, 32, H, W) in the image's dtype;
-    channels in the order of `GROUPS`, each of about mean 0 and standard deviation 1 on photographs. All
-    windows are Gaussians; the border pixel is repeated outwards. With L the lightness and the two opponent
-    colours red-green and yellow-blue:
+    All windows are Gaussians; the border pixel is repeated outwards. With L the lightness and the two opponent colours
+    red-green and yellow-blue:
 
-    - `orientation`: histogram over 8 orientations of the gradient of L, each pixel voting by the square root
-      of its gradient's length, shared between the two nearest bins, pooled at two scales (after Dalal and
-      Triggs, "Histograms of oriented gradients", 2005);
+    - `orientation`: histogram over 8 orientations of the gradient of L, each pixel voting by the square root of its
+      gradient's length, shared between the two nearest bins, pooled at two scales (after Dalal and Triggs, "Histograms
+      of oriented gradients", 2005);
     - `lightness`, `opponent`: local means; `contrast`, `opponent_contrast`: local standard deviations;
-    - `slope`: scale-normalised first derivatives (x, y); `laplacian`: scale-normalised Laplacian (Lindeberg,
-      "Feature detection with automatic scale selection", 1998).
+    - `slope`: scale-normalised first derivatives (x, y); `laplacian`: scale-normalised Laplacian (Lindeberg, "Feature
+      detection with automatic scale selection", 1998).
 
-    Deterministic; items of the batch never mix. Raises TypeError, ValueError.
+    Deterministic; items of the batch never mix.
+
+    Args:
+        image: (B, 3, H, W) RGB, float in [0, 1], H and W at least 1.
+
+    Returns:
+        (B, 32, H, W) in the image's dtype; channels in the order of `GROUPS`, each of about mean 0 and standard
+        deviation 1 on photographs.
+
+    Raises:
+        TypeError: no floating tensor. ValueError: another shape, empty, NaN, or outside [0, 1].
     """
     if not isinstance(image, Tensor) or not image.is_floating_point():
         got = image.dtype if isinstance(image, Tensor) else type(image).__name__
@@ -114,7 +121,13 @@ def _votes(lightness: Tensor) -> Tensor:
 
 
 def blur(image: Tensor, sigma: float, order_x: int = 0, order_y: int = 0) -> Tensor:
-    """Each channel of (B, C, H, W) filtered by a Gaussian or its first or second derivatives."""
+    """Each channel filtered by a Gaussian or its derivatives, the border pixel repeated outwards.
+
+    Args:
+        image: (B, C, H, W) float.
+        sigma: standard deviation, pixels; > 0.
+        order_x, order_y: 0, 1 or 2, of the derivative along each axis, per pixel.
+    """
     height, width = image.shape[-2:]
     # Banded matrices: at these sizes ten times as fast on a CPU as one-channel convolutions.
     down = _filter_matrix(height, _kernel(sigma, order_y)).to(image)

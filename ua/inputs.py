@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Rounding of a resize or a colour conversion, not a different range.
 RANGE_SLACK = 1e-4
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Converted to L or RGB, transparency dropped; others (16-bit, float) would be clipped.
 PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
 
@@ -22,12 +23,13 @@ def as_image(image: Any) -> Tensor:
     float64 stays, everything else becomes float32.
 
     Raises:
-        TypeError: another type or dtype. ValueError: another shape, empty, NaN, inf, or outside [0, 1].
+        TypeError: another type, dtype or layout. ValueError: another shape, empty, NaN, inf, or outside [0, 1].
     """
     tensor = _image_tensor(image)
+    _check_dense("image", tensor)
     if tensor.dtype == torch.uint8:
         tensor = tensor.float() / 255
-    if not tensor.is_floating_point():
+    if tensor.dtype not in FLOATS:
         raise TypeError(f"image must be float in [0, 1] or uint8, got {tensor.dtype}")
     if tensor.dtype != torch.float64:
         tensor = tensor.float()
@@ -58,6 +60,11 @@ def _image_tensor(image: Any) -> Tensor:
     raise TypeError(f"image must be a tensor, a NumPy array or a PIL image, got {type(image).__name__}")
 
 
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise TypeError(f"{name} must be a dense tensor with values, got {tensor.layout} on {tensor.device}")
+
+
 def _from_numpy(name: str, array: np.ndarray, accepted: str) -> Tensor:
     """A tensor of the same values; arrays in another byte order are copied."""
     if array.dtype.kind not in "fub" or array.dtype.itemsize > 8:
@@ -73,7 +80,7 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
     `guide` is the image that `as_image` returned. Values of invalid cells may be anything, NaN too.
 
     Raises:
-        TypeError: not a floating tensor or array. ValueError: shape, batch, size, or not finite where valid.
+        TypeError: not a dense floating tensor or array. ValueError: shape, batch, size, or not finite where valid.
     """
     if isinstance(signal, np.ndarray) and signal.dtype.kind not in "iuc":
         signal = _from_numpy("signal", signal, "floating point")
@@ -83,12 +90,13 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
         )
     if not isinstance(signal, Tensor):
         raise TypeError(f"signal must be a tensor or a NumPy array, got {type(signal).__name__}")
-    if not signal.is_floating_point():
+    if signal.dtype not in FLOATS:
         raise TypeError(
             f"signal must be floating point, got {signal.dtype}; turn class ids into one-hot channels first"
         )
     if signal.device != guide.device:
         raise ValueError(f"signal and image must be on one device, got {signal.device} and {guide.device}")
+    _check_dense("signal", signal)
     shape = _shape(signal)
     if signal.ndim in (2, 3):
         signal = signal[None, None] if signal.ndim == 2 else signal[None]
@@ -96,7 +104,7 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
         raise ValueError(f"signal must be (B, C, h, w), (C, h, w) or (h, w) and not empty, got {shape}")
     if len(signal) != len(guide):
         raise ValueError(f"signal and image must have the same batch size, got {len(signal)} and {len(guide)}")
-    check_grid(grid_of(signal), guide)
+    check_grid(grid_of(signal), guide, "the grid of signal")
     if valid is None:
         if not bool(torch.isfinite(signal.detach()).all()):
             raise ValueError("signal must be finite, got NaN or inf; mark missing cells with valid=")
@@ -121,19 +129,19 @@ def _as_valid(valid: Any, signal: Tensor) -> Tensor:
     return valid
 
 
-def check_grid(grid: Any, guide: Tensor) -> tuple[int, int]:
-    """(h, w) as integers, at least 1 and at most the image's size.
+def check_grid(grid: Any, guide: Tensor, name: str = "grid") -> tuple[int, int]:
+    """(h, w) as integers, at least 1 and at most the image's size; `name` is what errors call it.
 
     Raises:
         TypeError, ValueError: anything else.
     """
     if not isinstance(grid, (tuple, list, torch.Size)) or len(grid) != 2:
-        raise TypeError(f"grid must be a pair (h, w), got {grid!r}")
+        raise TypeError(f"{name} must be a pair (h, w), got {grid!r}")
     if not all(isinstance(cells, Integral) and not isinstance(cells, bool) for cells in grid):
-        raise TypeError(f"grid must be two integers (h, w), got {tuple(grid)!r}")
+        raise TypeError(f"{name} must be two integers (h, w), got {tuple(grid)!r}")
     (rows, cols), (height, width) = map(int, grid), guide.shape[-2:]
     if not (1 <= rows <= height and 1 <= cols <= width):
-        raise ValueError(f"grid (h, w) must be between 1 x 1 and the image's {height} x {width}, got {rows} x {cols}")
+        raise ValueError(f"{name} (h, w) must be between 1 x 1 and the image's {height} x {width}, got {rows} x {cols}")
     return rows, cols
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ua.degrade import one_hot
-from ua.files import atomic_path
+from ua.files import as_path, atomic_path, check_writable
 
 IMAGE_FORMATS = "PNG, JPEG or TIFF"
 SIGNAL_FORMATS = ".npy, .npz, .pt, .pth, .safetensors or .png"
@@ -24,10 +24,13 @@ MAX_CLASSES = 1024  # more different numbers than this are no label map
 class Signal:
     """A low-resolution signal read from a file.
 
-    values: (C, h, w) float32, finite; 0 where invalid. valid: boolean (h, w), or None where everything is
-    known. kind: one of "features", "probabilities" (channels sum to 1), "depth" (C = 1), "labels" (one-hot).
-    classes: of labels, the file's own number for each channel. palette: of a palette PNG, its colours.
-    dtype: of the numbers in the file, as NumPy names it.
+    Attributes:
+        values: (C, h, w) float32, finite; 0 where invalid.
+        valid: bool (h, w), or None where everything is known.
+        kind: "features", "probabilities" (channels sum to 1), "depth" (C = 1) or "labels" (one-hot).
+        classes: of labels, the file's own number for each channel; else None.
+        palette: of a palette PNG, its colours as r, g, b, r, g, b, ... in 0 to 255; else None.
+        dtype: of the numbers in the file, as NumPy names it.
     """
 
     values: Tensor
@@ -38,26 +41,38 @@ class Signal:
     dtype: str = "float32"
 
     def decode(self, values: Tensor) -> Tensor:
-        """Upsampled `values` (C, H, W) in the file's terms: labels as its numbers (H, W), others as is."""
+        """Upsampled `values` (C, H, W) in the file's terms: labels as its numbers (H, W), others as they are.
+
+        Raises:
+            ValueError: another number of channels than the signal has.
+        """
+        if values.ndim != 3 or len(values) != len(self.values):
+            raise ValueError(f"values must be ({len(self.values)}, H, W) as the signal, got {tuple(values.shape)}")
         if self.classes is None:
             return values
-        if values.ndim != 3 or values.shape[0] != len(self.classes):
-            raise ValueError(f"values must be ({len(self.classes)}, H, W) class maps, got {tuple(values.shape)}")
         return torch.tensor(self.classes, device=values.device)[values.argmax(0)]
 
 
 def load_image(path: str | Path) -> Tensor:
-    """The guide in a PNG, JPEG or TIFF file: (3, H, W), or (1, H, W) if it is grey, float32 in [0, 1].
+    """The guide in a PNG, JPEG or TIFF file.
 
     8 and 16 bits a channel (Pillow keeps the upper 8 bits of 16-bit *colour*). Palettes and CMYK become RGB;
-    transparency is dropped; rotation tags are not applied, so that pixels stay where an array made of the
-    file has them.
+    transparency is dropped; rotation tags are not applied, so that pixels stay where an array made of the file has
+    them.
 
-    Raises FileNotFoundError, and ValueError for another format, several pages, or a broken file.
+    Args:
+        path: the file.
+
+    Returns:
+        (3, H, W), or (1, H, W) if it is grey, float32 in [0, 1].
+
+    Raises:
+        TypeError: `path` is no path. FileNotFoundError: no such file.
+        ValueError: another format, several pages, or a broken file.
     """
     import numpy as np
 
-    image = _open_picture(_existing(path), ("PNG", "JPEG", "TIFF"), IMAGE_FORMATS)
+    image = _open_picture(_existing(path, IMAGE_FORMATS), ("PNG", "JPEG", "TIFF"), IMAGE_FORMATS)
     if image.mode in ("1", "LA", "La"):
         image = image.convert("L")
     if _is_16_bit(image):
@@ -70,22 +85,26 @@ def load_image(path: str | Path) -> Tensor:
 
 
 def load_signal(path: str | Path, kind: str | None = None) -> Signal:
-    """The low-resolution signal in a file, (C, h, w).
+    """The low-resolution signal in a file.
 
-    .npy, .npz (one array), .pt and .pth (a tensor, or a dict with exactly one), .safetensors (exactly one
-    tensor): (C, h, w), (1, C, h, w) or (h, w). .png: 16-bit grey is depth, 8-bit palette or grey is labels.
+    .npy, .npz (one array), .pt and .pth (a tensor, or a dict with exactly one), .safetensors (exactly one tensor):
+    (C, h, w), (1, C, h, w) or (h, w). .png: 16-bit grey is depth, 8-bit palette or grey is labels.
 
-    kind: what the numbers are; None tells by these rules. Integers in one channel are labels, except 16-bit
-    unsigned, which are depth. Real numbers in one channel are depth, in several channels probabilities if
-    they are in [0, 1] and sum to 1 everywhere, else features. In depth NaN and infinity are missing, and so
-    is 0 in integer files.
+    Args:
+        path: the file.
+        kind: "features", "probabilities", "depth" or "labels"; None tells by these rules. Integers in one channel are
+            labels, except 16-bit unsigned, which are depth. Real numbers in one channel are depth, in several channels
+            probabilities if they are in [0, 1] and sum to 1 everywhere, else features. In depth NaN and infinity are
+            missing, and so is 0 in integer files.
 
-    Raises FileNotFoundError, and ValueError for an unknown format, a broken or empty file, object arrays,
-    pickles, NaN or infinity outside depth, or numbers that are not of the given kind.
+    Raises:
+        TypeError: `path` is no path. FileNotFoundError: no such file.
+        ValueError: an unknown format or kind, a broken or empty file, object arrays, pickles, NaN or infinity outside
+            depth, or numbers that are not of the given kind.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)} or None, got {kind!r}")
-    file = _existing(path)
+    file = _existing(path, SIGNAL_FORMATS)
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise ValueError(f"{path}: must be {SIGNAL_FORMATS}, got {file.suffix or 'no suffix'!r}")
@@ -113,26 +132,61 @@ def load_signal(path: str | Path, kind: str | None = None) -> Signal:
 
 
 def save_signal(path: str | Path, values: Tensor, like: Signal | None = None) -> None:
-    """Write an upsampled signal (C, H, W) to .npy, .pt, .safetensors (key "signal") or .png, atomically.
+    """Write an upsampled signal, atomically.
 
-    like: the low-resolution signal it was made from. Its labels are written as its class numbers (H, W), and
-    its PNG as it came: labels in 8 bits with the same palette, depth in 16 bits, rounded, unknown or
-    negative becoming 0 (missing).
+    Args:
+        path: a .npy, .pt, .safetensors (key "signal") or .png file.
+        values: (C, H, W).
+        like: the low-resolution signal it was made from. Its labels are written as its class numbers (H, W), and its
+            PNG as it came: labels in 8 bits with the same palette, depth in 16 bits, rounded, unknown or negative
+            becoming 0 (missing).
 
-    Raises ValueError for another suffix, an empty tensor, and for a PNG of anything but integer labels or
-    depth; FileNotFoundError where the folder does not exist.
+    Raises:
+        TypeError: an argument of another type.
+        ValueError, FileNotFoundError: as `check_output`; and values of another shape than (C, H, W), or empty.
     """
+    check_output(path, like)
     target = Path(path)
-    writer = _WRITERS.get(target.suffix.lower())
-    if writer is None:
-        raise ValueError(f"path must end in {OUTPUT_FORMATS}, got {str(path)!r}")
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a torch.Tensor, got {type(values).__name__}")
     if values.ndim != 3 or values.numel() == 0:
         raise ValueError(f"values must be (C, H, W) and not empty, got {tuple(values.shape)}")
     values = values.detach().cpu()
     data = like.decode(values) if like is not None else values
-    writer(target, data.contiguous(), like)
+    _WRITERS[target.suffix.lower()](target, data.contiguous(), like)
+
+
+def check_output(path: str | Path, like: Signal | None = None) -> None:
+    """Tells before any computing that `save_signal` could not write a result made from `like` to `path`.
+
+    Args:
+        path, like: as `save_signal` will get them.
+
+    Raises:
+        TypeError: an argument of another type.
+        FileNotFoundError: the folder of `path` does not exist.
+        ValueError: another suffix; a PNG of anything but labels 0 to 255 or depth that came as integers; `path` is a
+            folder, or lies in one that takes no new files.
+    """
+    suffix = as_path(path).suffix.lower()
+    if like is not None and not isinstance(like, Signal):
+        raise TypeError(f"like must be a ua.io.Signal or None, got {type(like).__name__}")
+    if suffix not in _WRITERS:
+        raise ValueError(f"path must end in {OUTPUT_FORMATS}, got {str(path)!r}")
+    if suffix == ".png" and not _fits_png(like):
+        raise ValueError(
+            f"path {str(path)!r}: a PNG holds labels 0 to 255 or depth that came as integers; "
+            "write .npy, .pt or .safetensors"
+        )
+    check_writable(path)
+
+
+def _fits_png(signal: Signal | None) -> bool:
+    if signal is None:
+        return False
+    if signal.kind == "depth":
+        return "int" in signal.dtype
+    return signal.classes is not None and min(signal.classes) >= 0 and max(signal.classes) <= 255
 
 
 # Readers: path -> values as they are, their NumPy dtype, palette.
@@ -286,18 +340,13 @@ def _write_png(path: Path, data: Tensor, like: Signal | None) -> None:
     import numpy as np
     from PIL import Image
 
-    integer = like is not None and "int" in like.dtype
-    if like is not None and like.kind == "labels" and data.min() >= 0 and data.max() <= 255:
+    if like is not None and like.kind == "labels":
         picture = Image.fromarray(data.numpy().astype(np.uint8))
         if like.palette is not None:
             picture.putpalette(like.palette)
-    elif like is not None and like.kind == "depth" and integer and data.shape[0] == 1:
+    else:
         whole = data[0].double().nan_to_num(0, 0, 0).round().clamp(0, 65535)
         picture = Image.fromarray(whole.numpy().astype(np.uint16))
-    else:
-        raise ValueError(
-            f"{path}: a PNG holds labels 0 to 255 or depth that came as integers; write .npy or .safetensors"
-        )
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -330,10 +379,10 @@ def _is_16_bit(image: Any) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
-def _existing(path: str | Path) -> Path:
-    file = Path(path)
+def _existing(path: str | Path, accepted: str) -> Path:
+    file = as_path(path)
     if not file.exists():
-        raise FileNotFoundError(f"no file {str(path)!r}")
+        raise FileNotFoundError(f"no file {str(path)!r} (accepted: {accepted})")
     if not file.is_file():
         raise ValueError(f"{path}: must be a file, got a folder or a device")
     if file.stat().st_size == 0:

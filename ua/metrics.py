@@ -1,9 +1,14 @@
 """Quality measures. Each score is a Python float; every leading dimension is pooled.
 
-Continuous maps are `(C, H, W)` or `(B, C, H, W)`, label maps `(H, W)` or `(B, H, W)` integers. `valid` is a
-boolean mask of the pixels whose truth is known, `(H, W)` or `(B, H, W)`; what lies outside it is never read.
-All functions raise `TypeError` for a wrong type and `ValueError` for shapes that do not match, values that
-are not finite where they count, and a mask that leaves nothing to measure.
+Args (of every function):
+    prediction, truth: continuous maps (C, H, W) or (B, C, H, W); label maps (H, W) or (B, H, W), integers.
+    valid: bool (H, W) or (B, H, W), the pixels whose truth is known; what lies outside it is never read.
+    num_classes: labels are 0 to num_classes - 1.
+    ignore: the label of pixels without a truth.
+
+Raises (every function):
+    TypeError: a wrong type. ValueError: shapes that do not match, values that are not finite where they count, labels
+    out of range, and a mask that leaves nothing to measure.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ SSIM_WINDOW = 11  # what sigma 1.5 truncated at 3.5 sigma gives: Wang et al. 200
 def psnr(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, data_range: float = 1.0) -> float:
     """Peak signal-to-noise ratio in dB, `10 log10(data_range^2 / MSE)`; `inf` for identical images.
 
-    Source: the usual definition, e.g. Huynh-Thu and Ghanbari, "Scope of validity of PSNR", 2008.
+    `data_range` is the largest possible difference, > 0. Source: the usual definition, e.g. Huynh-Thu and Ghanbari,
+    "Scope of validity of PSNR", 2008.
     """
     _positive("data_range", data_range)
     predicted, true = _known(prediction, truth, valid)
@@ -31,9 +37,9 @@ def psnr(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, data_ra
 def ssim(prediction: Tensor, truth: Tensor, data_range: float = 1.0) -> float:
     """Mean structural similarity in [-1, 1], averaged over channels and images.
 
-    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, as
-    scikit-image's `structural_similarity` computes it with the paper's Gaussian window (sigma 1.5, 11 x 11).
-    Images must be at least 11 x 11.
+    Images must be at least 11 x 11. Source: Wang et al., "Image quality assessment: from error visibility to structural
+    similarity", 2004, as scikit-image's `structural_similarity` computes it with the paper's Gaussian window (11 x 11,
+    sigma 1.5).
     """
     from skimage.metrics import structural_similarity
 
@@ -66,8 +72,8 @@ def depth_rmse(prediction: Tensor, truth: Tensor, valid: Tensor | None = None) -
 def depth_delta1(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, threshold: float = 1.25) -> float:
     """Share of pixels in [0, 1] with `max(prediction / truth, truth / prediction) < threshold`.
 
-    A prediction that is not positive counts as wrong. The ratio depends on where zero lies, so the truth
-    must be positive. Source: Ladicky et al. 2014, and Eigen et al. 2014.
+    A prediction that is not positive counts as wrong. The ratio depends on where zero lies, so the truth must be
+    positive; `threshold` > 1. Source: Ladicky et al. 2014, and Eigen et al. 2014.
     """
     if not threshold > 1:
         raise ValueError(f"threshold must be greater than 1, got {threshold}")
@@ -98,8 +104,8 @@ def feature_cosine(prediction: Tensor, truth: Tensor, valid: Tensor | None = Non
 def class_iou(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = -1) -> Tensor:
     """Intersection over union of each class, `(num_classes,)` float64; NaN for a class in neither map.
 
-    Pixels whose truth is `ignore` are left out. Source: Everingham et al., "The Pascal visual object classes
-    challenge: a retrospective", 2015, section 4.1.
+    Pixels whose truth is `ignore` are left out. Source: Everingham et al., "The Pascal visual object classes challenge:
+    a retrospective", 2015, section 4.1.
     """
     known = _known_labels(prediction, truth, num_classes, ignore)
     return _iou(prediction[known], truth[known], num_classes)
@@ -119,8 +125,8 @@ def pixel_accuracy(prediction: Tensor, truth: Tensor, num_classes: int, ignore: 
 def boundary_miou(prediction: Tensor, truth: Tensor, num_classes: int, width: int = 5, ignore: int = -1) -> float:
     """Mean IoU over the pixels within `width` pixels of a true boundary (`boundary_band`), in [0, 1].
 
-    NaN where the truth has no boundary. Source: the trimap experiment of Kohli et al., "Robust higher order
-    potentials", 2009, and Kraehenbuehl and Koltun, "Efficient inference in fully connected CRFs", 2011.
+    NaN where the truth has no boundary. `width` is at least 1. Source: the trimap experiment of Kohli et al., "Robust
+    higher order potentials", 2009, and Kraehenbuehl and Koltun, "Efficient inference in fully connected CRFs", 2011.
     """
     known = _known_labels(prediction, truth, num_classes, ignore) & boundary_band(truth, width)
     return _iou(prediction[known], truth[known], num_classes).nanmean().item()
@@ -129,9 +135,15 @@ def boundary_miou(prediction: Tensor, truth: Tensor, num_classes: int, width: in
 def boundary_band(labels: Tensor, width: int = 5) -> Tensor:
     """Pixels within `width` pixels (greater of the two axis distances) of an edge between two labels.
 
-    `labels` is `(H, W)` or `(B, H, W)`; returns a boolean of that shape. Void is a label like any other
-    here, because Pascal VOC marks its object boundaries by a ring of void (Chen et al., "DeepLab", 2016,
-    section 4.1).
+    Void is a label like any other here, because Pascal VOC marks its object boundaries by a ring of void (Chen et al.,
+    "DeepLab", 2016, section 4.1).
+
+    Args:
+        labels: (H, W) or (B, H, W) integers.
+        width: at least 1.
+
+    Returns:
+        bool of the shape of `labels`.
     """
     _labels("labels", labels)
     if width < 1:

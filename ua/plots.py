@@ -1,9 +1,7 @@
-"""Pictures: signals as colours, panels, curves. Pictures are NumPy (H, W, 3) in [0, 1]; figures are
-Matplotlib's.
+"""Pictures: signals as colours, panels, curves. Pictures are NumPy (H, W, 3) in [0, 1]; figures are Matplotlib's.
 
-Colours can be told apart by people who are colour-blind (Okabe and Ito, "Color universal design", 2008;
-viridis for quantities). The same input gives the same file, byte for byte. Matplotlib is imported only when a
-figure is made.
+Colours can be told apart by people who are colour-blind (Okabe and Ito, "Color universal design", 2008; viridis for
+quantities). The same input gives the same file, byte for byte. Matplotlib is imported only when a figure is made.
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, BLACK = (
     "#000000",
 )
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, BLACK)
+GREY = "#777777"
 MISSING = (0.85, 0.85, 0.85)  # light grey: no value here
 DPI = 150
 STYLE: Any = {
@@ -96,8 +95,7 @@ def image(picture: Tensor) -> Picture:
 
 
 def quantity(values: Tensor, low: float, high: float, colours: str = "viridis") -> Picture:
-    """A map (H, W) of one quantity between `low` and `high`, in the Matplotlib colour map `colours`; NaN is
-    grey."""
+    """A map (H, W) of one quantity between `low` and `high`, in the Matplotlib colour map `colours`; NaN is grey."""
     import matplotlib
 
     numbers = values.detach().double().cpu().numpy()
@@ -108,10 +106,11 @@ def quantity(values: Tensor, low: float, high: float, colours: str = "viridis") 
 
 
 def classes(labels: Tensor, colours: Picture | None = None) -> Picture:
-    """A map (H, W) of class numbers >= 0; negative ones (void) are grey.
+    """A map of classes as colours.
 
-    colours: (classes, 3) in [0, 1]; None: the palette, and for more than seven classes hues that go around
-        the circle.
+    Args:
+        labels: (H, W) class numbers >= 0; negative ones (void) are grey.
+        colours: (classes, 3) in [0, 1]; None: the palette, and for more than seven classes hues around the circle.
     """
     numbers = labels.detach().cpu().numpy()
     if colours is None:
@@ -122,12 +121,15 @@ def classes(labels: Tensor, colours: Picture | None = None) -> Picture:
 
 
 def pca(reference: Tensor, *features: Tensor) -> list[Picture]:
-    """Pictures of feature maps (C, H, W) in one shared colour space: the three main axes of `reference` (C,
-    h, w).
+    """Pictures of feature maps in one shared colour space, the three main axes of a reference.
 
-    The first axis is the first colour channel and so on; each is stretched from the 1st to the 99th
-    percentile of the reference. The sign of an axis is fixed (its largest component is positive), so equal
-    input gives equal colours. Values that are not finite are grey.
+    The first axis is the first colour channel and so on; each is stretched from the 1st to the 99th percentile of the
+    reference. The sign of an axis is fixed (its largest component is positive), so equal input gives equal colours.
+    Values that are not finite are grey.
+
+    Args:
+        reference: (C, h, w), what the axes are computed from.
+        features: each (C, H, W), of any size.
     """
     points = reference.detach().double().cpu().flatten(1).T.numpy()  # (h w, C)
     points = points[np.isfinite(points).all(1)]
@@ -140,8 +142,7 @@ def pca(reference: Tensor, *features: Tensor) -> list[Picture]:
     low, high = np.percentile(points @ axes, [1, 99], axis=0)
     pictures = []
     for maps in features:
-        # In the dtype of the maps: a copy of a thousand channels in float64 would be the largest thing in
-        # memory.
+        # In the dtype of the maps: a copy of a thousand channels in float64 would be the largest thing in memory.
         weights = torch.from_numpy(axes.T.copy()).to(maps)
         values = torch.einsum("kc,chw->hwk", weights, maps.detach()).double().cpu().numpy()
         picture = np.full((*values.shape[:2], 3), 0.5)  # of fewer than three channels the others are grey
@@ -152,16 +153,17 @@ def pca(reference: Tensor, *features: Tensor) -> list[Picture]:
 
 
 def class_colours(labels: Tensor, count: int) -> Picture:
-    """Colours (count, 3) for `classes`: the palette goes to the classes that this map (H, W) has most of, so
-    that few classes out of many can be told apart."""
+    """Colours (count, 3) for `classes`, the palette for those that the map (H, W) has most of.
+
+    So few classes out of many can be told apart.
+    """
     pixels = np.bincount(labels.detach().cpu().numpy().clip(min=0).ravel(), minlength=count)
     rank = np.argsort(np.argsort(-pixels, kind="stable"), kind="stable")
     return _colours(count)[rank]
 
 
 def panels(rows: Sequence[Sequence[Panel | None]], *, row_titles: Sequence[str] = (), width: float = 2.2) -> Figure:
-    """A grid of pictures, `width` inches each; None leaves a place empty. Low-resolution pictures are shown
-    in blocks.
+    """A grid of pictures, `width` inches each; None leaves a place empty. Low-resolution pictures are shown in blocks.
 
     A title that is the same as the one above is written once.
     """
@@ -196,8 +198,7 @@ def curves(
     width: float = 2.8,
     height: float = 2.3,
 ) -> Figure:
-    """A grid of plots of `width` x `height` inches, the x axis logarithmic, with one legend below for all of
-    them.
+    """A grid of plots of `width` x `height` inches, the x axis logarithmic, with one legend below for all of them.
 
     Where an x is 0 the axis is linear from 0 to the next x, so that "0 steps" has its place.
     """
@@ -222,13 +223,12 @@ def curves(
 def baseline_styles() -> list[dict[str, Any]]:
     """Line styles that differ in colour and in dashes."""
     dashes: list[Any] = ["--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]
-    colours = (BLACK, VERMILION, GREEN, ORANGE, PURPLE, YELLOW)
+    colours = (BLACK, VERMILION, GREEN, ORANGE, PURPLE, GREY)  # yellow lines vanish on white
     return [{"color": colour, "linestyle": dash} for colour, dash in zip(colours, dashes, strict=True)]
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG or PDF, whole or not at all, without date or version in it. Makes the folder where it is
-    missing."""
+    """Writes a PNG or PDF, whole or not at all, without date or version in it. Makes the folder where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = (

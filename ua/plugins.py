@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 
 @cache
@@ -46,6 +48,17 @@ def _import(package: str, kind: str, name: str) -> ModuleType:
     if name not in names(package):
         raise ValueError(unknown(kind, name, names(package)))
     return importlib.import_module(f"{package}.{name}")
+
+
+def check_options(function: Callable[..., Any], options: Iterable[str], what: str) -> None:
+    """Raises TypeError for an option that is no argument of `function`, with the nearest one; `what`: whose it is."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for name in options:
+        if name not in known:
+            raise TypeError(unknown(f"option of {what}", name, known))
 
 
 def unknown(what: str, given: str, accepted: Iterable[str]) -> str:

@@ -1,9 +1,9 @@
 """`python -m ua.run experiment=NAME [key=value ...]`: the one place where Hydra meets the library.
 
-An experiment is a module with a dataclass `Config` and a function `run(config: Config, tracker:
-ua.tracking.Tracker)` that returns the summary, and a YAML in configs/experiment/ with the values.
-`experiment=NAME` is the name of the YAML; the module is experiments/NAME.py unless the YAML says `module:
-my_package.my_module`. Configurations of your own lie in any folder given by `--config-dir`.
+An experiment is a module with a dataclass `Config` and a function `run(config: Config, tracker: ua.tracking.Tracker)`
+that returns the summary, and a YAML in configs/experiment/ with the values. `experiment=NAME` is the name of the YAML;
+the module is experiments/NAME.py unless the YAML says `module: my_package.my_module`. Configurations of your own lie in
+any folder given by `--config-dir`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ ERRORS = (ValueError, TypeError, OSError, HydraException, OmegaConfBaseException
 
 
 def main() -> None:
-    """Runs what the command line asks for. Wrong input ends with one line and exit status 1;
-    HYDRA_FULL_ERROR=1 shows the traceback."""
+    """Runs what the command line asks for.
+
+    Wrong input ends with one line and exit status 1; HYDRA_FULL_ERROR=1 shows the traceback.
+    """
     arguments = sys.argv[1:]
     if not any(argument.lstrip("+").startswith("experiment=") for argument in arguments):
         if arguments and not {"-h", "--help"} & set(arguments):
@@ -82,8 +84,7 @@ def listing() -> str:
 
 
 def register_presets() -> None:
-    """Makes every preset of the library a choice of the group `fit`: its numbers are written in `ua.config`
-    alone."""
+    """Makes every preset of the library a choice of the group `fit`: its numbers are written in `ua.config` alone."""
     for name in ua.PRESETS:
         node = OmegaConf.structured(ua.preset(name))
         OmegaConf.set_readonly(node, False)  # a frozen dataclass comes read-only, and then nothing can override it
@@ -91,8 +92,7 @@ def register_presets() -> None:
 
 
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
-    """The command line as Hydra takes it: `resume=FOLDER` in its words, and -m first, the only place that it
-    accepts.
+    """The command line as Hydra takes it: `resume=FOLDER` in its words, and -m first, the only place that it accepts.
 
     Raises:
         FileNotFoundError: the folder to resume holds no run.
@@ -154,9 +154,10 @@ def _job(config: DictConfig) -> None:
 
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     """One line for a person: what was wrong and, for a name, which one is nearest."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: {plugins.unknown(group, name, error.options)}"
+        choices = error.options if error.options is not None else _choices(group)
+        return f"{group}={name}: {plugins.unknown(group, name, choices)}"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: not understood; a value with spaces, commas, brackets or '=' needs quotes of "
@@ -164,12 +165,22 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
         )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}= is missing: give it a value"
-    reason = error.__cause__ or error
+    reason = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     key = getattr(reason, "full_key", None)
     if isinstance(reason, ConfigKeyError | ConfigAttributeError) and key:
-        return plugins.unknown("key", key, _keys(arguments))
+        known = [name for name in _keys(arguments) if name.startswith("hydra.") == key.startswith("hydra.")]
+        return plugins.unknown("key", key, known).partition(" (accepted")[0] + " (--cfg job shows all keys)"
     first_line = str(reason).splitlines()[0]
+    if first_line.startswith("Ambiguous value"):
+        return f"{first_line}: write [a,b] for a list, or -m for a sweep over values"
+    if "is not a ListConfig" in first_line:
+        first_line = "must be a list, like [a,b]"
     return f"{key}: {first_line}" if key else first_line
+
+
+def _choices(group: str) -> list[str]:
+    """The configurations that lie in the folder of a group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def _keys(arguments: Sequence[str]) -> list[str]:
@@ -181,7 +192,7 @@ def _keys(arguments: Sequence[str]) -> list[str]:
     groups = {path.parent.name for root in (CONFIGS, Path(folder or CONFIGS)) for path in root.glob("*/*.yaml")}
     chosen = [argument for argument in arguments if argument.split("=")[0] in groups and "," not in argument]
     with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(config_name="config", overrides=[*search, *chosen])
+        config = hydra.compose(config_name="config", overrides=[*search, *chosen], return_hydra_config=True)
     return list(_flat(config))
 
 
@@ -189,7 +200,7 @@ def _flat(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key, value in config.items_ex(resolve=False):
         name = prefix + str(key)
         yield name
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and value:
             yield from _flat(value, f"{name}.")
 
 

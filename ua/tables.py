@@ -31,11 +31,13 @@ def markdown(
 
     Args:
         rows: column name -> value; a column that a row lacks is shown as a dash, as None and NaN are.
-        formats: column -> format specification, e.g. {"psnr": ".2f"}; numbers without one are shown as they
-            are.
-        best: column -> "max" or "min": which value is set in bold, with all that look equal to it
-            (unless that is every one).
+        formats: column -> format specification, e.g. {"psnr": ".2f"}; numbers without one are shown as they are.
+        best: column -> "max" or "min": which value is set in bold, with all that look equal to it (unless that is
+            every one).
         caption: a line above the table.
+
+    Raises:
+        ValueError: no rows, or another word in `best`.
     """
     names, cells, bold = _cells(rows, formats or {}, best or {})
     lines = [f"{caption}\n"] if caption else []
@@ -68,7 +70,10 @@ def latex(
     caption: str = "",
     label: str = "",
 ) -> str:
-    """The same table as a LaTeX float; needs the booktabs package. Arguments as for `markdown`."""
+    """The same table as a LaTeX float; needs the booktabs package. Arguments and errors as for `markdown`.
+
+    `label` is what \\ref takes; no label where it is empty.
+    """
     names, cells, bold = _cells(rows, formats or {}, best or {})
     text = [
         [rf"\textbf{{{_escape(cell)}}}" if strong else _escape(cell) for cell, strong in zip(*pair, strict=True)]

@@ -91,8 +91,8 @@ class Tracker:
         command: what started the run, for the record.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or W&B is to be online and there is no
-            key.
+        ValueError: `folder` cannot be made or holds a run of another configuration, a bad `seed`, or W&B is to be
+            online and there is no key.
     """
 
     def __init__(
@@ -104,10 +104,13 @@ class Tracker:
         logger: LoggerConfig | None = None,
         command: str | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _keep_config(self.folder / "config.yaml", config)
         seed_everything(seed)
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"the run folder {str(folder)!r} cannot be made: {error.strerror}") from error
+        _keep_config(self.folder / "config.yaml", config)
         _keep_environment(self.folder / "environment.json", {"command": command, "seed": seed, **environment()})
         (self.folder / "summary.json").unlink(missing_ok=True)  # it says that the run ended well
         self._csv = self.folder / "metrics.csv"
@@ -134,8 +137,7 @@ class Tracker:
         return list(self._rows.values())
 
     def log(self, values: Mapping[str, float], *, step: int | None = None, **labels: str | int | float) -> Row:
-        """Adds a row and returns it: `labels` and `step` say what was measured, `values` are the
-        measurements.
+        """Adds a row and returns it: `labels` and `step` say what was measured, `values` are the measurements.
 
         Raises:
             ValueError: there is a row of these labels and this step already.
@@ -254,7 +256,13 @@ class _Wandb:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch (all devices), NumPy's global generator and random."""
+    """Seeds torch (all devices), NumPy's global generator and random.
+
+    Raises:
+        ValueError: anything but an integer from 0 to 2**32 - 1, which is what NumPy takes.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -269,9 +277,10 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
-        raise ValueError(f"device={name}: not on this machine ({str(error).splitlines()[0]})") from error
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a torch that was built without CUDA
+        reason = f"{name!r} ({str(error).splitlines()[0]})"
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another that is here, got {reason}") from error
     return name
 
 
@@ -283,8 +292,7 @@ def now(device: torch.device | str = "cpu") -> float:
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides the code: versions, device, threads, commit, time. Names no person or
-    path."""
+    """What a number depends on besides the code: versions, device, threads, commit, time. Names no person or path."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         **_commit(),
@@ -322,8 +330,7 @@ def _plain(value: Any) -> Any:
 
 
 def _keep_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Writes the configuration, or compares it with that of the run to continue. Where one logs to may
-    change."""
+    """Writes the configuration, or compares it with that of the run to continue. Where one logs to may change."""
     import yaml
 
     if not path.exists():
@@ -361,8 +368,7 @@ def _keep_environment(path: Path, values: dict[str, Any]) -> None:
 
 
 def _key(row: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    """What a row is about: everything before and including its step. Compared as text, since a file has only
-    text."""
+    """What a row is about: everything before and including its step. Compared as text, since a file has only text."""
     names = list(row)[: list(row).index("step") + 1]
     return frozenset((name, str(row[name])) for name in names)
 
@@ -376,8 +382,7 @@ def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[str], list[Row]]:
-    """Label columns, value columns and rows; a last line that was cut off is dropped, from the file as
-    well."""
+    """Label columns, value columns and rows; a last line that was cut off is dropped, from the file as well."""
     if not path.exists():
         return [], [], []
     text = path.read_text(encoding="utf-8")
@@ -419,8 +424,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> dict[str, Any]:
-    """Commit of the checkout that this file lies in, and whether files differ from it; nulls for an installed
-    package."""
+    """Commit of the checkout that this file lies in, and whether files differ from it; nulls where it is installed."""
 
     def git(*arguments: str) -> str | None:
         try:

@@ -53,9 +53,9 @@ def test_the_fit_does_what_it_optimises(finished):
     _, rows, _ = finished
     for image in ("motorcycle", "coffee"):
         for scale in (8, 16):
-            ours = [row for row in rows if (row["image"], row["scale"], row["method"]) == (image, scale, "ours")]
-            assert [row["step"] for row in ours] == [0, 2, 5]
-            assert ours[0]["loss"] > ours[1]["loss"] > ours[2]["loss"]
+            fitted = [row for row in rows if (row["image"], row["scale"], row["method"]) == (image, scale, "fit")]
+            assert [row["step"] for row in fitted] == [0, 2, 5]
+            assert fitted[0]["loss"] > fitted[1]["loss"] > fitted[2]["loss"]
 
 
 def test_what_it_writes(finished):
@@ -65,7 +65,7 @@ def test_what_it_writes(finished):
     assert {f"tables/ablation_iters_x{scale}.{kind}" for scale in (8, 16) for kind in ("md", "tex")} <= names
     assert "figures/panels_motorcycle_x16.png" in names
     assert summary["x16"]["means"]["bilinear"]["depth_rmse_ratio"] == 1
-    assert set(summary["x8"]["means"]["ours"]) == {"0", "2", "5"}
+    assert set(summary["x8"]["means"]["fit"]) == {"0", "2", "5"}
     assert summary["x8"]["best_steps"]["loss"] == 5
     json.dumps(summary)
 
@@ -94,9 +94,9 @@ def test_it_goes_on_where_it_was_interrupted(finished, tmp_path, monkeypatch):
     ablation_iters.run(small, tracker)
     assert (tmp_path / "metrics.csv").read_text().startswith(before), "finished rows were touched"
     assert len(tracker.rows) == 2 * (1 + 3)
-    whole = {(row["image"], row["step"]): row for row in rows if (row["method"], row["scale"]) == ("ours", 16)}
+    whole = {(row["image"], row["step"]): row for row in rows if (row["method"], row["scale"]) == ("fit", 16)}
     for row in tracker.rows:
-        if row["method"] == "ours":
+        if row["method"] == "fit":
             assert math.isclose(row["psnr"], whole[row["image"], row["step"]]["psnr"], rel_tol=1e-6)
 
 
@@ -116,11 +116,34 @@ def test_a_parameterisation_without_parameters():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"steps": []}, "steps"), ({"steps": [-1]}, "steps"), ({"scales": [0]}, "scales")]
+    ("changes", "words"),
+    [
+        ({"steps": []}, "steps"),
+        ({"steps": [-1]}, "steps"),
+        ({"scales": [0]}, "scales"),
+        ({"presets": ["relesed"]}, "did you mean 'released'"),
+    ],
 )
 def test_bad_values(changes, words):
     with pytest.raises(ValueError, match=words):
         config(**changes)
+
+
+@pytest.mark.parametrize(("scale", "steps", "words"), [(0, 1, "picture.scale"), (8, -1, "picture.steps")])
+def test_bad_pictures(scale, steps, words):
+    with pytest.raises(ValueError, match=words):
+        PictureConfig("coffee", scale, steps)
+
+
+def test_unknown_options_of_a_baseline():
+    with pytest.raises(TypeError, match="unknown option of baseline 'guided_filter' 'raduis'; did you mean 'radius'"):
+        ablation_iters.baseline("guided_filter", {"raduis": 2}, torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ua.PRESETS)
+def test_settings_go_by_the_name_of_their_preset(name):
+    assert ablation_iters.settings_name(ua.preset(name).replace(steps=7)) == name
+    assert ablation_iters.settings_name(ua.preset(name).replace(sigma_r=7.0)) == "own settings"
 
 
 def test_an_image_that_was_not_loaded_gives_no_picture(tmp_path):

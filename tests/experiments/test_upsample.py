@@ -85,6 +85,27 @@ def test_losses_are_logged_by_step(files):
     assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("signal", "output", "error", "words"),
+    [
+        ("none.npy", "hr.npy", FileNotFoundError, r"signal: no file .*none.npy' .accepted: .npy"),
+        ("photo.png", "hr.npy", ValueError, "signal: .*photo.png: must be 16-bit grey"),
+        ("features.npy", "hr.jpg", ValueError, r"output: path must end in .npy, .pt, .safetensors or .png, got"),
+        ("features.npy", "hr", ValueError, "output: path must end in"),
+        ("features.npy", "hr.png", ValueError, "output: .* a PNG holds labels 0 to 255 or depth"),
+        ("probabilities.npy", "hr.png", ValueError, "output: .* a PNG holds"),
+        ("features.npy", "nowhere/hr.npy", FileNotFoundError, "output: path: no folder"),
+    ],
+)
+def test_bad_files_are_found_before_anything_is_computed(files, monkeypatch, signal, output, error, words):
+    def fit(*_, **__):
+        pytest.fail("the fit was started")
+
+    monkeypatch.setattr(ua, "fit", fit)
+    with pytest.raises(error, match=words):
+        run(files, signal, output)
+
+
 def test_a_signal_larger_than_its_image(files):
     np.save(files / "big.npy", np.zeros((2, 64, 64), np.float32))
     with pytest.raises(ValueError, match="grid"):

@@ -260,6 +260,17 @@ def test_bad_input_is_named(name: str, image, signal, valid, error: type[Excepti
         upsample(name, image, signal, valid)
 
 
-def test_guided_filter_refuses_bad_options() -> None:
-    with pytest.raises(ValueError, match="radius"):
-        upsample("guided_filter", rand(1, 3, 8, 8), rand(1, 1, 2, 2), eps=0)
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("guided_filter", {"eps": 0}, "eps"),
+        ("guided_filter", {"eps": float("nan")}, "eps"),
+        ("guided_filter", {"radius": 0}, "radius"),
+        ("jbu", {"sigma": -1}, "sigma must be a positive number"),
+        ("jbu", {"sgima": 1}, "did you mean 'sigma'"),
+        ("bicubic_back_projected", {"times": -1}, "times"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        upsample(name, rand(1, 3, 8, 8), rand(1, 1, 2, 2), **options)

@@ -111,7 +111,11 @@ def test_names_and_size_are_options() -> None:
         ({"names": []}, ValueError, "at least one"),
         ({"size": (15, 64)}, ValueError, "at least 16"),
         ({"names": ["motorcycle"], "layers": 1}, ValueError, "layers"),
-        ({"sise": (64, 64)}, TypeError, "sise"),
+        ({"sise": (64, 64)}, TypeError, "unknown option of data set 'embedded' 'sise'; did you mean 'size'"),
+        ({"size": 64}, TypeError, r"size must be a pair of integers \(H, W\) or None, got 64"),
+        ({"size": (64, 64, 64)}, TypeError, "size must be a pair"),
+        ({"size": "64"}, TypeError, "size must be a pair"),
+        ({"size": (-64, 64)}, ValueError, "at least 16"),
     ],
 )
 def test_bad_options_are_named(options: dict, error: type[Exception], match: str) -> None:

@@ -106,9 +106,14 @@ def test_one_hot_leaves_void_without_a_class() -> None:
         (lambda: area([[1.0]], (1, 1)), TypeError, "signal"),  # type: ignore[arg-type]
         (lambda: area(torch.rand(1, 4, 4), (5, 2)), ValueError, "1 to 4 cells"),
         (lambda: area(torch.rand(1, 4, 4), (0, 2)), ValueError, "1 to 4 cells"),
+        (lambda: area(torch.rand(1, 4, 4), 2), TypeError, "grid must be a pair of integers"),  # type: ignore[arg-type]
+        (lambda: area(torch.rand(1, 4, 4), (2.0, 2)), TypeError, "grid must be"),  # type: ignore[arg-type]
+        (lambda: area(torch.rand(1, 4, 4), (2, 2, 2)), TypeError, "grid must be"),  # type: ignore[arg-type]
         (lambda: area(torch.rand(1, 4, 4), (2, 2), torch.ones(4, 4)), TypeError, "valid"),
         (lambda: area(torch.rand(1, 4, 4), (2, 2), torch.ones(4, 5) > 0), ValueError, "valid"),
         (lambda: one_hot(torch.rand(2, 2), 3), TypeError, "labels"),
+        (lambda: one_hot(torch.zeros(0, 2).long(), 3), ValueError, "labels must not be empty"),
+        (lambda: one_hot(torch.tensor([[-1]]), 0), ValueError, "num_classes at least 1"),
         (lambda: one_hot(torch.tensor([[3]]), 3), ValueError, "labels must be -1"),
     ],
 )

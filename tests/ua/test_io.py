@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ua.io import Signal, load_image, load_signal, save_signal
+from ua.io import Signal, check_output, load_image, load_signal, save_signal
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -383,7 +383,9 @@ def test_writes_that_are_refused(tmp_path: Path) -> None:
     values: Any = torch.ones(1, 2, 2)
     metres = Signal(values, None, "depth")
     many = Signal(torch.ones(2, 2, 2), None, "labels", classes=(0, 300), dtype="int64")
-    cases: list[tuple[str, Any, Signal | None, type[Exception], str]] = [
+    grey = Signal(values, None, "depth", dtype="uint16")
+    (tmp_path / "folder.npy").mkdir()
+    cases: list[tuple[Any, Any, Any, type[Exception], str]] = [
         ("a.jpg", values, None, ValueError, ".npy, .pt, .safetensors or .png"),
         ("a.npy", values[0], None, ValueError, r"\(C, H, W\)"),
         ("a.npy", values[:0], None, ValueError, "not empty"),
@@ -391,10 +393,29 @@ def test_writes_that_are_refused(tmp_path: Path) -> None:
         ("a.png", values, None, ValueError, "PNG holds"),
         ("a.png", values, metres, ValueError, "PNG holds"),
         ("a.png", torch.eye(2)[..., None], many, ValueError, "PNG holds"),
-        ("a.npy", values, many, ValueError, "class maps"),
+        ("a.npy", values, many, ValueError, r"values must be \(2, H, W\)"),
+        ("a.png", values.expand(2, -1, -1), grey, ValueError, r"values must be \(1, H, W\)"),
+        ("a.npy", values, 3, TypeError, "like must be"),
+        (None, values, None, TypeError, "path must be text or a path, got None"),
+        (".", values, None, ValueError, "path must end in"),
+        ("folder.npy", values, None, ValueError, "path must be a file, got the folder"),
         ("no/where/a.npy", values, None, FileNotFoundError, "no folder"),
     ]
     for name, data, like, error, match in cases:
         with pytest.raises(error, match=match):
-            save_signal(tmp_path / name, data, like=like)
-    assert not list(tmp_path.iterdir())
+            save_signal(name and tmp_path / name, data, like=like)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.npy"]
+
+
+def test_an_output_is_checked_without_being_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.npy").write_text("old")
+    check_output(tmp_path / "old.npy")
+    check_output(tmp_path / "new.pt")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old.npy": "old"}
+
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)  # root may write anywhere, so a folder's mode says nothing here
+    with pytest.raises(ValueError, match=r"new.npy' cannot be written: the folder .* takes no new file .Permission"):
+        check_output(tmp_path / "new.npy")

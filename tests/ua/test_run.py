@@ -145,6 +145,11 @@ def test_a_run_of_ones_own_module(cli):
         (["image=a", "+nmubers=[1]"], ["did you mean 'numbers'"]),
         (["image=a (1),.jpg"], ["image=a (1),.jpg", "quotes"]),
         (["image=a", "module=toy_package.nothing"], ["toy_package.nothing"]),
+        (["image=a", "numbers=3"], ["numbers: must be a list"]),
+        (["image=a", "numbers=1,2"], ["numbers=1,2", "-m for a sweep"]),
+        (["image=a", "seed=x"], ["seed must be an integer from 0", "'x'"]),
+        (["image=a", "hydra.run.dri=x"], ["hydra.run.dri", "did you mean 'hydra.run.dir'"]),
+        (["image=a", "hydra.run.dir=own/experiment/toy.yaml"], ["run folder", "own/experiment/toy.yaml"]),
         ([], ["image= is missing"]),
         (["image=a", "resume=nowhere"], ["resume=nowhere", "no run to go on with"]),
     ],
@@ -161,6 +166,8 @@ def test_wrong_words_are_one_line_that_helps(cli, arguments, words):
 def test_unknown_and_missing_experiments(cli):
     status, _, err = cli("experiment=ablation_itres")
     assert status == 1 and "did you mean 'ablation_iters'" in err and err.count("\n") == 1
+    status, _, err = cli("experiment=ablation_iters", "baseline=[jbuu]")
+    assert status == 1 and "did you mean 'jbu'" in err and err.count("\n") == 1
     status, _, err = cli("fit=paper")
     assert status == 1 and "experiment=NAME is missing" in err and "ablation_iters" in err
 
@@ -289,5 +296,5 @@ def test_as_people_type_it(tmp_path):
     command = [sys.executable, "-m", "ua.run", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: no file 'none.jpg'"
+    assert done.stderr.splitlines()[-1] == "error: image: no file 'none.jpg' (accepted: PNG, JPEG or TIFF)"
     assert "Traceback" not in done.stderr

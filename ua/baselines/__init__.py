@@ -1,10 +1,15 @@
-"""Other ways to upsample, one module each, with one function
+"""Other ways to upsample, one module each, with one function `upsample(image, signal, valid=None, *, options ...)`.
 
-`upsample(image (B, G, H, W), signal (B, C, h, w), valid (B, h, w) | None = None, **options) -> (B, C, H, W)`
+Args (of every one):
+    image: the HR guide (B, G, H, W), float in [0, 1]; its size is all that unguided methods use.
+    signal: (B, C, h, w), floating point, any units.
+    valid: bool (B, h, w), the known LR cells: the others are never read. None: all are known.
 
-`image` is the high-resolution guide, float in [0, 1] (its size is all that unguided methods use), `valid` a
-boolean mask of the known LR cells: the others are never read. Results come in the signal's dtype, computed
-at least in float32. All of them raise `TypeError` and `ValueError` for inputs that do not fit together.
+Returns:
+    (B, C, H, W) in the signal's dtype, computed at least in float32.
+
+Raises:
+    TypeError, ValueError: arguments that do not fit together, and options out of range; the message names them.
 """
 
 from __future__ import annotations
@@ -21,13 +26,18 @@ LEAST_SUPPORT = 0.5  # of a bicubic mask before it may be divided by: negative l
 def interpolate(signal: Tensor, size: tuple[int, int], mode: str, valid: Tensor | None = None) -> Tensor:
     """`functional.interpolate` (pixel centres aligned as areas) that never reads an invalid cell.
 
-    signal: (B, C, h, w). size: (H, W). mode: "nearest" (the owner of each pixel), "bilinear" or "bicubic".
-    valid: boolean (B, h, w) or None. Returns (B, C, H, W) in the signal's dtype.
+    With a mask it is normalised convolution (Knutsson and Westin, 1993): the interpolated masked signal divided by the
+    interpolated mask. Where all cells under the window are invalid, the nearest known cells' average is interpolated
+    (`fill`); where a bicubic mask is too small to divide by, the bilinear result is taken.
 
-    With a mask it is normalised convolution (Knutsson and Westin, 1993): the interpolated masked signal
-    divided by the interpolated mask. Where all cells under the window are invalid, the nearest known cells'
-    average is interpolated (`fill`); where a bicubic mask is too small to divide by, the bilinear result is
-    taken.
+    Args:
+        signal: (B, C, h, w), floating point.
+        size: (H, W).
+        mode: "nearest" (the owner of each pixel), "bilinear" or "bicubic".
+        valid: bool (B, h, w), or None where all cells are known.
+
+    Returns:
+        (B, C, H, W) in the signal's dtype.
     """
     if valid is None:
         return _resize(_working(signal), size, mode).to(signal.dtype)
@@ -45,11 +55,11 @@ def interpolate(signal: Tensor, size: tuple[int, int], mode: str, valid: Tensor 
 
 
 def fill(signal: Tensor, valid: Tensor) -> Tensor:
-    """Invalid cells replaced by the average of their known neighbours, ring by ring from the rim of each
-    hole.
+    """Invalid cells replaced by the average of their known neighbours, ring by ring from the rim of each hole.
 
-    signal: (B, C, h, w) float, zero where invalid. valid: boolean (B, h, w) with at least one cell in each
-    item.
+    Args:
+        signal: (B, C, h, w) float, zero where invalid.
+        valid: bool (B, h, w) with at least one cell in each item.
     """
     known = valid[:, None].to(signal.dtype)
     values = signal

@@ -9,10 +9,15 @@ from ua.rendering import back_project
 
 
 def upsample(image: Tensor, signal: Tensor, valid: Tensor | None = None, *, times: int = 3) -> Tensor:
-    """See `ua.baselines` for the arguments.
+    """Bicubic, then back-projection, which the guide has no part in.
 
-    times: how often what the result lacks against the signal, averaged over every cell, is added (Irani & Peleg 1991).
+    Args:
+        image, signal, valid: see `ua.baselines`.
+        times: how often what the result lacks against the signal, averaged over every cell, is added (Irani & Peleg
+            1991); >= 0. The default is that of the preset "default".
     """
+    if times < 0:
+        raise ValueError(f"times must be an integer >= 0, got {times}")
     result = bicubic.upsample(image, signal, valid)
     for _ in range(times):
         result = back_project(result, signal, valid)

@@ -1,7 +1,7 @@
 """Classic joint bilateral upsampling: fixed Gaussians in space and in guide colour.
 
-Source: Kopf, Cohen, Lischinski, Uyttendaele, "Joint bilateral upsampling", 2007, equation 3. It is this
-library's operator without a fit: isotropic kernels of one size, cells outside the grid left out.
+Source: Kopf, Cohen, Lischinski, Uyttendaele, "Joint bilateral upsampling", 2007, equation 3. It is this library's
+operator without a fit: isotropic kernels of one size, cells outside the grid left out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ def upsample(
     radius: int = 2,
     **options: Any,
 ) -> Tensor:
-    """See `ua.baselines` for the arguments.
+    """The bilateral mixture with fixed kernels; a pixel none of whose candidates is valid gets the bilinear value.
 
-    sigma: spatial standard deviation in LR cells. sigma_r: of the guide's distance, in guide units. radius:
-    of the disc of candidate cells. options: further fields of `ua.FitConfig`, and `backend`. Pixels none of
-    whose candidates is valid get the bilinear value.
+    The defaults were chosen by hand and not tuned on any data: `sigma_r` is the initial value of the paper that this
+    library implements; `sigma` lies near half a cell, about as narrow as a bilinear kernel, and `radius` holds five
+    standard deviations.
+
+    Args:
+        image, signal, valid: see `ua.baselines`.
+        sigma: spatial standard deviation, LR cells; > 0.
+        sigma_r: standard deviation of the guide's distance, guide units; > 0.
+        radius: of the disc of candidate cells, LR cells; >= 0.
+        options: further fields of `ua.FitConfig`, and `backend`.
     """
     import ua  # inside: the library's own modules may import this package
 

@@ -8,6 +8,6 @@ from ua.baselines import check, interpolate
 
 
 def upsample(image: Tensor, signal: Tensor, valid: Tensor | None = None) -> Tensor:
-    """See `ua.baselines` for the arguments. The guide gives its size only."""
+    """Nearest-cell interpolation to the size of the guide; see `ua.baselines` for the arguments."""
     check(image, signal, valid)
     return interpolate(signal, (image.shape[-2], image.shape[-1]), "nearest", valid)

@@ -1,10 +1,12 @@
-"""Test images with a known truth. A data set is a module of this package (or any importable one, named with
-a dot) with a function `load(**options) -> list[Sample]`.
+"""Test images with a known truth.
+
+A data set is a module of this package (or any importable one, named with a dot) with a function
+`load(**options) -> list[Sample]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +22,18 @@ MULTIPLE = 16  # crops end on it, so that x8 and x16 grids are whole
 class Sample:
     """One image and what is known about it.
 
-    image: (3, H, W) float32 in [0, 1]. depth: (1, H, W) float32 in `depth_unit`, positive where
-    `depth_valid`, a boolean (H, W), holds, and 0 elsewhere. labels: (H, W) int64, 0 to `num_classes` - 1,
-    and -1 for void. source, licence: where it comes from and under which terms, as stated there.
+    Attributes:
+        name: unique within its data set.
+        image: (3, H, W) float32 in [0, 1].
+        depth: (1, H, W) float32 in `depth_unit`, positive where `depth_valid` holds, 0 elsewhere; or None.
+        depth_valid: bool (H, W), or None where there is no depth.
+        depth_unit: of `depth`, for people.
+        labels: (H, W) int64, 0 to `num_classes` - 1, and -1 for void; or None.
+        num_classes: of `labels`, else 0.
+        source, licence: where it comes from and under which terms, as stated there.
+
+    Raises:
+        ValueError: tensors that do not fit together.
     """
 
     name: str
@@ -48,17 +59,28 @@ class Sample:
 
 
 def load(name: str, **options: Any) -> list[Sample]:
-    """The samples of data set `name` (`"embedded"`, `"shared"`, or a module of one's own as
-    `"package.module"`).
+    """The samples of a data set.
 
-    options: passed to the data set's `load`. Raises ValueError for an unknown data set or a bad option's
-    value, TypeError for an unknown option, FileNotFoundError where the files are not on this machine.
+    Args:
+        name: "embedded", "shared", or a module of one's own as "package.module".
+        options: passed to the data set's `load`.
+
+    Raises:
+        ValueError: an unknown data set, or an option out of range. TypeError: an unknown option, or one of another
+        type. FileNotFoundError: its files are not on this machine.
     """
-    return plugins.find("ua.datasets", name, needs="load").load(**options)
+    module = plugins.find("ua.datasets", name, needs="load", kind="data set")
+    plugins.check_options(module.load, options, f"data set {name!r}")
+    samples: list[Sample] = module.load(**options)
+    return samples
 
 
 def choose(names: Iterable[str] | None, available: Iterable[str]) -> list[str]:
-    """`names` if each is in `available`, all of these for None. A helper for data sets."""
+    """`names` if each is in `available`, all of these for None. A helper for data sets.
+
+    Raises:
+        ValueError: a name that is not available, with the nearest one; or no name at all.
+    """
     known = list(available)
     if names is None:
         return known
@@ -74,11 +96,26 @@ def choose(names: Iterable[str] | None, available: Iterable[str]) -> list[str]:
 def centre_crop(shape: tuple[int, int], size: tuple[int, int] | None) -> tuple[slice, slice]:
     """Rows and columns of the central crop of at most `size`, rounded down to multiples of 16.
 
-    shape: (H, W) of the image, at least 16 x 16. size: greatest (H, W), or None for the whole image. A
-    helper for data sets, to be applied to the image, its depth and its labels alike.
+    A helper for data sets, to be applied to the image, its depth and its labels alike.
+
+    Args:
+        shape: (H, W) of the image, at least 16 x 16.
+        size: greatest (H, W), or None for the whole image.
+
+    Raises:
+        TypeError: `size` is no pair of integers. ValueError: it is less than 16 on a side.
     """
+    check_size(size)
     rows, columns = (_central(full, limit) for full, limit in zip(shape, shape if size is None else size, strict=True))
     return rows, columns
+
+
+def check_size(size: Any) -> None:
+    """Raises TypeError unless `size` is a pair of integers (H, W) or None."""
+    if size is None:
+        return
+    if isinstance(size, str) or not isinstance(size, Sequence) or [type(side) for side in size] != [int, int]:
+        raise TypeError(f"size must be a pair of integers (H, W) or None, got {size!r}")
 
 
 def _central(full: int, limit: int) -> slice:

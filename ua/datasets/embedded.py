@@ -1,8 +1,8 @@
 """Real data that comes inside ordinary wheels (scikit-image, Matplotlib): nothing is downloaded.
 
-Five photographs without a truth of their own, for colour and features; the Middlebury 2014 motorcycle with
-its measured disparity; an elevation model. No wheel ships a hand-made segmentation, so the only label map is
-*made*: the motorcycle's disparity cut into layers.
+Five photographs without a truth of their own, for colour and features; the Middlebury 2014 motorcycle with its
+measured disparity; an elevation model. No wheel ships a hand-made segmentation, so the only label map is *made*: the
+motorcycle's disparity cut into layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ua.datasets import Sample, centre_crop, choose, to_image
+from ua.datasets import Sample, centre_crop, check_size, choose, to_image
 from ua.degrade import area
 
 LAYERS = 6  # of the motorcycle's label map
@@ -36,12 +36,16 @@ def load(
 ) -> list[Sample]:
     """The samples astronaut, coffee, chelsea, rocket, retina, motorcycle and elevation, or those in `names`.
 
-    size: the central crop is at most this high and wide, in multiples of 16; None keeps whole images. (The
-    retina, one object of 1411 x 1411 pixels, is first reduced by area average to the lesser side of `size`.)
-    layers: number of classes of the motorcycle's labels, at least 2.
+    Args:
+        names: some of these; None: all.
+        size: the central crop is at most this high and wide (H, W), in multiples of 16; None keeps whole images. (The
+            retina, one object of 1411 x 1411 pixels, is first reduced by area average to the lesser side of `size`.)
+        layers: number of classes of the motorcycle's labels, at least 2.
 
-    Raises ValueError for an unknown name, a size below 16 or fewer than two layers.
+    Raises:
+        TypeError: `size` is no pair of integers. ValueError: an unknown name, a size below 16, fewer than two layers.
     """
+    check_size(size)
     if layers < 2:
         raise ValueError(f"layers must be at least 2, got {layers}")
     makers: dict[str, Callable[[], Sample]] = {
@@ -88,7 +92,13 @@ def _motorcycle(size: tuple[int, int] | None, layers: int) -> Sample:
 def disparity_layers(depth: Tensor, valid: Tensor, layers: int) -> Tensor:
     """A label map made from a depth map: its `layers` equally populated ranges, 0 for the smallest values.
 
-    depth: (H, W) float; valid: (H, W) boolean. Returns (H, W) int64 with -1 where not valid.
+    Args:
+        depth: (H, W) float.
+        valid: bool (H, W).
+        layers: at least 2.
+
+    Returns:
+        (H, W) int64 with -1 where not valid.
     """
     # numpy-like quantiles by sorting: torch.quantile refuses large inputs
     known = depth[valid].sort().values
@@ -97,13 +107,11 @@ def disparity_layers(depth: Tensor, valid: Tensor, layers: int) -> Tensor:
 
 
 def _elevation(size: tuple[int, int] | None) -> Sample:
-    """Terrain around the Jacksboro fault. The guide is *not* a photograph but the hillshade of the very
-    elevation.
+    """Terrain around the Jacksboro fault. The guide is *not* a photograph but the hillshade of the very elevation.
 
-    It shows slopes under a lamp, in grey, and never the height itself (no colour scale). Heights above sea
-    level make ratios meaningless (any two of them are within 1.25 of each other, nearly), so zero is put an
-    eighth of the relief below the lowest point: heights then range over a factor of nine, as near and far do
-    in a room.
+    It shows slopes under a lamp, in grey, and never the height itself (no colour scale). Heights above sea level make
+    ratios meaningless (any two of them are within 1.25 of each other, nearly), so zero is put an eighth of the relief
+    below the lowest point: heights then range over a factor of nine, as near and far do in a room.
     """
     import matplotlib
     import numpy as np

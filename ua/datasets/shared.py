@@ -1,7 +1,7 @@
 """Eighteen real images with a measured or annotated truth, from a folder that is not part of the repository.
 
-The folder is given by `root=` or by the environment variable `UA_DATA`. Its layout, the units of each file
-and the terms of use are those of its own README: research-use data that must not be redistributed.
+The folder is given by `root=` or by the environment variable `UA_DATA`. Its layout, the units of each file and the
+terms of use are those of its own README: research-use data that must not be redistributed.
 """
 
 from __future__ import annotations
@@ -114,11 +114,14 @@ def load(
 ) -> list[Sample]:
     """The samples of `ENTRIES`, or those in `names`.
 
-    root: the folder of the files; None reads the environment variable UA_DATA. size: as in
-    ua.datasets.embedded.
+    Args:
+        root: the folder of the files; None reads the environment variable UA_DATA.
+        names: some of `ENTRIES`; None: all.
+        size: the central crop is at most this high and wide (H, W), in multiples of 16; None keeps whole images.
 
-    Raises FileNotFoundError where there is no such folder or a file is missing, ValueError for an unknown
-    name.
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing. TypeError: `size` is no pair of integers.
+        ValueError: an unknown name, or a size below 16.
     """
     folder = _root(root)
     return [_read(folder, name, ENTRIES[name], size) for name in choose(names, ENTRIES)]

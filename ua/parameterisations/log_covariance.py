@@ -1,8 +1,13 @@
 """The logarithm of the covariance's square root, a free symmetric 2 x 2 matrix: any Gaussian, no angle and no saddle.
 
-With L = [[m + d, o], [o, m - d]] the covariance is exp(2 L); its eigenvalues are exp(2 (m +- rho)), rho^2 = d^2 +
-o^2, and the symmetric factor of the half-precision is exp(-L) / sqrt 2 = exp(-m) (cosh(rho) I - sinh(rho) / rho [[d,
-o], [o, -d]]) / sqrt 2, smooth everywhere because cosh and sinh(rho) / rho are power series in rho^2.
+With L = [[m + d, o], [o, m - d]] the covariance is exp(2 L). Its eigenvalues are exp(2 (m +- rho)), where
+rho^2 = d^2 + o^2, and the symmetric factor of the half-precision is
+
+    exp(-L) / sqrt 2 = exp(-m) / sqrt 2 (cosh(rho) I - sinh(rho) / rho [[d, o], [o, -d]]),
+
+smooth everywhere because cosh(rho) and sinh(rho) / rho are power series in rho^2. An EPS in the denominators, as
+`ua.Gaussians.factors` has it, would have to enter by the eigenvalues and bring back their root, so there is none: an
+exponential needs no guard, and the two differ only where a sigma is below some 1e-3 pixels.
 """
 
 from __future__ import annotations
