@@ -17,7 +17,7 @@ CHOICES = {
 }
 
 LARGEST = 1e9  # of any number here: its square is finite in float32
-LARGEST_RADIUS = 128  # cells; some 51 000 candidates a pixel, more than any use of this method
+LARGEST_RADIUS = 100  # cells; some 31 000 candidates a pixel, more than any use of this method
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FitConfig:
         sigma: initial sigma_x = sigma_y, in `sigma_unit`; > 0, at most 1e9.
         sigma_unit: "pixel" (HR pixels, whatever the scale) or "cell" (multiples of the scale of each axis).
         sigma_r: initial range sigma, guide units; > 0, at most 1e9.
-        radius: candidates lie within this many cells of a pixel's owner; 0 to 128.
+        radius: candidates lie within this many cells of a pixel's owner; 0 to 100.
         radius_rule: "fixed" (`radius` everywhere), or smaller discs of ceil(2 sigma) cells where sigma is counted in
             "pixel"s (the released code, whose units do not match) or in "cell"s (the paper's text).
         border: candidates beyond the grid are dropped ("drop") or count as the border cell once more ("clamp").

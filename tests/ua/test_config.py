@@ -27,7 +27,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lr_decay-zero": ({"lr_decay": 0.0}, ValueError, "lr_decay must be"),
     "lr_decay-above-1": ({"lr_decay": 1.01}, ValueError, r"lr_decay must be in \(0, 1\], got 1.01"),
     "radius-negative": ({"radius": -1}, ValueError, "radius must be an integer >= 0, got -1"),
-    "radius-too-large": ({"radius": 10**30}, ValueError, "radius must be at most 128 cells, got 1000"),
+    "radius-too-large": ({"radius": 10**30}, ValueError, "radius must be at most 100 cells, got 1000"),
     "radius-float": ({"radius": 8.0}, TypeError, "radius must be an integer >= 0, got 8.0 of type float"),
     "radius-bool": ({"radius": True}, TypeError, "radius must be"),
     "steps-negative": ({"steps": -1}, ValueError, "steps must be an integer >= 0, got -1"),
