@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kernels.geometry import Support, disc_offsets
 
-# Offsets are packed in 8 bits an axis, slots in the 16 above, of which the disc of this radius needs 15.
-MOST_RADIUS = 100
+# Beyond it the tables, which grow with the fourth power of the radius, would take more than half a gigabyte. (Offsets are
+# packed in 8 bits an axis and slots in 15, which a radius of 100 would fill.)
+MOST_RADIUS = 32
 
 
 class Candidates(NamedTuple):
@@ -43,7 +44,9 @@ def candidates(rows: int, cols: int, support: Support, varies: bool, device: tor
         ValueError: a larger radius than the tables can hold.
     """
     if support.radius > MOST_RADIUS:
-        raise ValueError(f"radius must be at most {MOST_RADIUS} for backend 'triton', got {support.radius}")
+        raise ValueError(
+            f"radius must be at most {MOST_RADIUS} for backend 'triton', got {support.radius}; use backend='torch'"
+        )
     offsets = disc_offsets(support.radius)  # [K, 2]
     squared = (offsets**2).sum(1)
     radii = torch.arange(support.radius + 1) if varies else torch.tensor([support.radius])

@@ -301,8 +301,8 @@ def test_it_needs_the_interpreter_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_radius_beyond_the_tables_is_refused() -> None:
     problem = on_device(make_problem(radius=0))
-    with pytest.raises(ValueError, match="radius must be at most 100 for backend 'triton', got 101"):
-        replace(problem, support=Support(101, "drop")).render(backend)
+    with pytest.raises(ValueError, match="radius must be at most 32 for backend 'triton', got 33; use backend='torch'"):
+        replace(problem, support=Support(33, "drop")).render(backend)
 
 
 # --- tables
