@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kernels.geometry import Support, disc_offsets
 
-# Beyond it the tables, which grow with the fourth power of the radius, would take more than half a gigabyte. (Offsets are
-# packed in 8 bits an axis and slots in 15, which a radius of 100 would fill.)
+# Beyond it the tables, which grow with the fourth power of the radius, would take more than half a gigabyte. (Offsets
+# are packed in 8 bits an axis and slots in 15, which a radius of 100 would fill.)
 MOST_RADIUS = 32
 
 
