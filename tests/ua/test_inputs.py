@@ -134,7 +134,7 @@ BAD_SIGNALS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "signal and image must have the same batch size, got 2 and 1",
     ),
-    "higher-than-the-image": (torch.zeros(9, 3), ValueError, "grid of signal .* 1 x 1 and .* 8 x 12, got 9 x 3"),
+    "higher-than-the-image": (torch.zeros(9, 3), ValueError, "the grid of signal .* the image's 8 x 12, got 9 x 3"),
     "wider-than-the-image": (torch.zeros(2, 13), ValueError, "grid .* got 2 x 13"),
     "other-device": (
         torch.zeros(2, 3, device="meta"),
