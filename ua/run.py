@@ -163,6 +163,8 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
             f"{error.override}: not understood; a value with spaces, commas, brackets or '=' needs quotes of "
             "its own, like \"image='a (1).jpg'\""
         )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)!r} cannot be used: {error.strerror}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}= is missing: give it a value"
     reason = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error

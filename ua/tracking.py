@@ -279,8 +279,8 @@ def choose_device(name: str) -> str:
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a torch that was built without CUDA
-        reason = f"{name!r} ({str(error).splitlines()[0]})"
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another that is here, got {reason}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name}: must be 'auto', 'cpu', 'cuda' or another that is here ({reason})") from error
     return name
 
 

@@ -149,7 +149,7 @@ def test_a_run_of_ones_own_module(cli):
         (["image=a", "numbers=1,2"], ["numbers=1,2", "-m for a sweep"]),
         (["image=a", "seed=x"], ["seed must be an integer from 0", "'x'"]),
         (["image=a", "hydra.run.dri=x"], ["hydra.run.dri", "did you mean 'hydra.run.dir'"]),
-        (["image=a", "hydra.run.dir=own/experiment/toy.yaml"], ["run folder", "own/experiment/toy.yaml"]),
+        (["image=a", "hydra.run.dir=own/experiment/toy.yaml"], ["'own/experiment/toy.yaml' cannot be used: File"]),
         ([], ["image= is missing"]),
         (["image=a", "resume=nowhere"], ["resume=nowhere", "no run to go on with"]),
     ],

@@ -165,7 +165,7 @@ def test_unknown_loggers():
 def test_devices():
     assert choose_device("cpu") == "cpu" and choose_device("auto") in ("cpu", "cuda")
     for name in ("gpu", "cuda:99", "meta", 3.5):
-        with pytest.raises(ValueError, match=f"device must be .* got {name!r}"):
+        with pytest.raises(ValueError, match=f"device={name}: must be"):
             choose_device(name)
 
 
