@@ -18,7 +18,7 @@ from torch import Tensor
 from ua import backends, inputs, plugins
 from ua.config import FitConfig
 from ua.config import preset as find_preset
-from ua.files import atomic_path
+from ua.files import as_path, atomic_path
 from ua.gaussians import EPS, Gaussians
 from ua.parameterisations import SMALLEST_SIGMA, Parameterisation
 from ua.rendering import cells_per_pixel, check_gaussians, no_autocast, radius_map, render, support, to_grid
@@ -81,11 +81,11 @@ class Fit:
         """Read what `save` wrote. Nothing in the file can run code; parts of your own must have been imported before.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: not a file that `save` wrote.
+            TypeError: no path. FileNotFoundError: no such file. ValueError: not a file that `save` wrote.
         """
         from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
+        if not as_path(path).is_file():
             raise FileNotFoundError(f"path: no file {str(path)!r}")
         try:
             with safe_open(path, framework="pt") as file:

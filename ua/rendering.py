@@ -150,7 +150,8 @@ def check_gaussians(gaussians: Gaussians, shape: tuple[int, ...], guide: Tensor)
         raise TypeError(f"gaussians must be ua.Gaussians, got {type(gaussians).__name__}")
     for name, lr_map in zip(Gaussians._fields, gaussians, strict=True):
         if not isinstance(lr_map, Tensor) or not lr_map.is_floating_point():
-            raise TypeError(f"gaussians.{name} must be a floating-point tensor, got {type(lr_map).__name__}")
+            got = getattr(lr_map, "dtype", type(lr_map).__name__)
+            raise TypeError(f"gaussians.{name} must be a floating-point tensor, got {got}")
         if lr_map.device != guide.device:
             raise ValueError(f"gaussians.{name} must be on the image's device, {guide.device}, got {lr_map.device}")
         if tuple(lr_map.shape) != shape:

@@ -172,8 +172,6 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     if isinstance(reason, ConfigKeyError | ConfigAttributeError) and key:
         known = [name for name in _keys(arguments) if name.startswith("hydra.") == key.startswith("hydra.")]
         return plugins.unknown("key", key, known).partition(" (accepted")[0] + " (--cfg job shows all keys)"
-    if isinstance(reason, FileExistsError | NotADirectoryError):  # of Hydra, which makes the folder before the job
-        return f"the run folder {str(reason.filename)!r} cannot be made: {reason.strerror}"
     first_line = str(reason).splitlines()[0]
     if first_line.startswith("Ambiguous value"):
         return f"{first_line}: write [a,b] for a list, or -m for a sweep over values"

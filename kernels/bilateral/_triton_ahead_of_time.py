@@ -116,7 +116,7 @@ OPTIONAL = {"p_radius", "p_valid"}
 
 
 def _softmax_cases() -> Iterator[Case]:
-    for channels in (0, 1, FEW_CHANNELS):
+    for channels in (0, 1, 3, FEW_CHANNELS):
         for tile in _tiles("softmax", torch.float16, (channels,)):
             sizes = {"G": 3, "C": channels, "BP": tile.pixels, "BK": tile.keys}
             yield _case("softmax", torch.float16, tile, {*LOSS, "p_reach"}, **sizes)
