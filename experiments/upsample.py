@@ -70,6 +70,10 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     rendered = now(device)
 
     io.save_signal(config.output, result, like=signal)
+    if signal.kind == "depth" and config.output.lower().endswith(".png"):
+        lost = int((result < 0.5).sum())  # NaN, which was missing before, is not below
+        if lost:
+            tracker.say(f"{lost} pixels lie below half a unit and read as missing in a PNG: try fit.back_projections=0")
     for step, loss in enumerate(fit.losses[:, 0].tolist(), start=1):
         if tracker.find(step=step) is None:
             tracker.log({"loss": loss}, step=step)

@@ -121,6 +121,8 @@ def _as_valid(valid: Any, signal: Tensor) -> Tensor:
         valid = _from_numpy("valid", valid, "a boolean tensor or array")
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
         raise TypeError(f"valid must be a boolean tensor or array, got {getattr(valid, 'dtype', type(valid).__name__)}")
+    if valid.ndim == 4 and valid.shape[1] == 1:  # as `depth > 0` of a depth (B, 1, h, w)
+        valid = valid[:, 0]
     if tuple(valid.shape) not in ((batch, rows, cols), (1, rows, cols), (rows, cols)):
         raise ValueError(f"valid must be ({batch}, {rows}, {cols}) or ({rows}, {cols}), got {_shape(valid)}")
     valid = valid.to(signal.device).expand(batch, rows, cols)

@@ -39,7 +39,8 @@ def render(
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
         image: the guide; tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
         gaussians: four maps (B, h, w); sigma_x, sigma_y in HR pixels, theta in radians, sigma_r in guide units.
-        valid: bool (B, h, w) or (h, w); cells marked False get no weight. A pixel without any valid candidate is NaN.
+        valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
+            candidate is NaN.
         config: candidates, guide and back-projection (`radius`, `radius_rule`, `border`, `guide`, `guide_lr`,
             `back_projections`); None: those of the preset "default".
         backend: "auto", "reference", "torch", "cpu" or "triton".

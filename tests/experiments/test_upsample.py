@@ -72,6 +72,16 @@ def test_labels_come_back_as_they_were(files):
     np.testing.assert_array_equal(picture, np.asarray(after.convert("RGB")))
 
 
+def test_depth_below_zero_is_counted(files, capsys):
+    steep = np.where(np.arange(12) % 4 < 2, 1, 60_000).astype(np.uint16)
+    Image.fromarray(np.tile(steep, (8, 1))).save(files / "steep.png")
+    run(files, "steep.png", "hr.png")
+    missing = int((np.asarray(Image.open(files / "hr.png")) == 0).sum())
+    assert missing > 0 and f"{missing} pixels lie below half a unit" in capsys.readouterr().err
+    run(files, "steep.png", "plain.png", fit=ua.preset("default").replace(back_projections=0))
+    assert "pixels lie below" not in capsys.readouterr().err
+
+
 def test_missing_depth_does_not_bleed(files):
     run(files, "depth.png", "hr.npy", fit=ua.preset("released").replace(steps=0))  # a mean of known cells, no more
     result = np.load(files / "hr.npy")

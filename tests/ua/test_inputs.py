@@ -189,7 +189,7 @@ BAD_MASKS: dict[str, tuple[Any, type[Exception], str]] = {
     "number": (True, TypeError, "valid must be a boolean .* got bool"),
     "transposed": (VALID.T, ValueError, r"valid must be \(1, 2, 3\) or \(2, 3\), got shape \(3, 2\)"),
     "at-high-resolution": (torch.ones(8, 12, dtype=torch.bool), ValueError, r"valid must be .* got shape \(8, 12\)"),
-    "four-dimensional": (VALID[None, None], ValueError, "valid must be"),
+    "two-channels": (VALID.expand(1, 2, 2, 3), ValueError, "valid must be"),
     "of-two-images": (VALID.expand(2, 2, 3), ValueError, "valid must be"),
     "one-dimensional": (VALID[0], ValueError, "valid must be"),
     "empty": (torch.ones(0, 3, dtype=torch.bool), ValueError, "valid must be"),
