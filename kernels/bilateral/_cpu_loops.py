@@ -655,7 +655,9 @@ def step_anisotropic(raw, moments, values, floor, epsilon, first, second, step, 
     gradient = np.empty(4)
     correction_1, correction_2 = 1 - 0.9**step, np.sqrt(1 - 0.999**step)
     for q in range(raw.shape[1]):
-        sigma_x, sigma_y, sigma_r = np.exp(raw[0, q]), np.exp(raw[1, q]), np.exp(raw[3, q])
+        moves_x, moves_y, moves_r = np.exp(raw[0, q]) > floor, np.exp(raw[1, q]) > floor, np.exp(raw[3, q]) > floor
+        sigma_x, sigma_y = max(np.exp(raw[0, q]), floor), max(np.exp(raw[1, q]), floor)
+        sigma_r = max(np.exp(raw[3, q]), floor)
         a, c = 1 / (2 * sigma_x * sigma_x + epsilon), 1 / (2 * sigma_y * sigma_y + epsilon)
         r = 1 / (2 * sigma_r * sigma_r + epsilon)
         tanh = np.tanh(raw[2, q])
@@ -664,10 +666,10 @@ def step_anisotropic(raw, moments, values, floor, epsilon, first, second, step, 
         along = cos * cos * xx + 2 * cos * sin * xy + sin * sin * yy
         across = sin * sin * xx - 2 * cos * sin * xy + cos * cos * yy
         mixed = cos * sin * (yy - xx) + (cos * cos - sin * sin) * xy
-        gradient[0] = 4 * sigma_x * sigma_x * a * a * along if sigma_x > floor else 0
-        gradient[1] = 4 * sigma_y * sigma_y * c * c * across if sigma_y > floor else 0
+        gradient[0] = 4 * sigma_x * sigma_x * a * a * along if moves_x else 0
+        gradient[1] = 4 * sigma_y * sigma_y * c * c * across if moves_y else 0
         gradient[2] = 2 * (c - a) * mixed * np.pi * (1 - tanh * tanh)
-        gradient[3] = 4 * sigma_r * sigma_r * r * r * colour if sigma_r > floor else 0
+        gradient[3] = 4 * sigma_r * sigma_r * r * r * colour if moves_r else 0
         for i in range(4):
             g = gradient[i] / values
             first[i, q] = 0.9 * first[i, q] + 0.1 * g

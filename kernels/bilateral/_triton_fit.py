@@ -6,6 +6,7 @@ setting of late, since capturing costs as much as some fits.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,9 @@ from torch import Tensor
 from kernels.bilateral import _triton_kernels as kernels
 from kernels.bilateral import _triton_launch as launch
 from kernels.geometry import Support
+
+# One fit at a time fills and replays the memory that is kept.
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ class FitSteps:
         self.inputs = launch.Inputs(self.guide, zeros(batch, cells, 5 + channels), radius, None)
         self.grid = launch.Grid.of(self.raw, self.guide, settings.support, varies)
         self.buffers = launch.loss_buffers(self.inputs, self.grid)
-        self.losses = zeros(settings.steps, *self.buffers.losses.shape)
+        # Rows of whole 16 bytes: Triton compiles anew for a pointer of another alignment, which a capture may not do.
+        self.losses = zeros(settings.steps, -(-self.buffers.losses.numel() // 4) * 4)
+        self.done = torch.cuda.Event() if settings.device.type == "cuda" else None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, source: Tensor, guide: Tensor, guide_lr: Tensor, raw: Tensor) -> None:
@@ -120,18 +126,32 @@ class FitSteps:
         if self.reach is not None:
             self._launch_step(update=False, rate=0.0, correction=1.0)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # A stream of this device (the default one belongs to the first device that ever captured); other threads may
+        # allocate meanwhile.
+        stream = torch.cuda.Stream(self.settings.device)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._launch_all()
         return graph
 
     def mean_losses(self) -> Tensor:
         """Mean absolute error of every image before every step, (steps, B)."""
-        return self.losses.sum(2) / self.guide[0].numel()
+        batch, tiles = self.buffers.losses.shape
+        return self.losses[:, : batch * tiles].unflatten(1, (batch, tiles)).sum(2) / self.guide[0].numel()
+
+    def wait(self) -> None:
+        """Wait, on the current stream, for the last fit in this memory, which may have gone on another."""
+        if self.done is not None:
+            self.done.wait()
+
+    def release(self) -> None:
+        """Tell the next fit when this one has left."""
+        if self.done is not None:
+            self.done.record()
 
 
 @lru_cache(maxsize=4)
 def steps_for(settings: Settings) -> FitSteps:
-    """The memory and the graph for these settings, made at their first use."""
+    """The memory and the graph for these settings, made at their first use; `steps_for.cache_clear()` frees them."""
     return FitSteps(settings)
 
 
@@ -144,16 +164,37 @@ def fit(
     each: Callable[[int, Tensor], None] | None,
 ) -> Tensor:
     """See `kernels.bilateral.triton.fit_anisotropic`."""
-    # Ordinary tensors, whatever mode the caller is in: they outlive this call.
-    with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(guide):
-        fitted = steps_for(settings)
-        fitted.load(source, guide, guide_lr, raw)
-        if each is None:
+    if each is not None:
+        return _fit_watched(source, guide, guide_lr, raw, settings, each)
+    with _LOCK, torch.no_grad(), torch.cuda.device_of(guide):
+        # Ordinary tensors, whatever mode the caller is in: they outlive this call.
+        with torch.inference_mode(False):
+            fitted = steps_for(settings)
+            fitted.wait()
+            fitted.load(source, guide, guide_lr, raw)
             fitted.all_steps()
-            raw.copy_(fitted.raw)
-            return fitted.mean_losses()
-        for number in range(1, settings.steps + 1):
+        raw.copy_(fitted.raw)
+        losses = fitted.mean_losses()
+        fitted.release()
+        return losses
+
+
+def _fit_watched(
+    source: Tensor,
+    guide: Tensor,
+    guide_lr: Tensor,
+    raw: Tensor,
+    settings: Settings,
+    each: Callable[[int, Tensor], None],
+) -> Tensor:
+    """Step by step, in memory of its own: the callback may fit other images meanwhile, and differentiate."""
+    with torch.no_grad(), torch.cuda.device_of(guide):
+        fitted = FitSteps(settings)
+        fitted.load(source, guide, guide_lr, raw)
+    for number in range(1, settings.steps + 1):
+        with torch.no_grad(), torch.cuda.device_of(guide):
             fitted.step(number)
             raw.copy_(fitted.raw)
-            each(number, fitted.losses[number - 1].sum(1) / guide[0].numel())
-        return fitted.mean_losses()
+            loss = fitted.mean_losses()[number - 1]
+        each(number, loss)
+    return fitted.mean_losses()

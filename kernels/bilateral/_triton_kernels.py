@@ -672,17 +672,19 @@ def step_kernel(
         xy = moment_of(p_partial, p_offsets, i_row, i_col, 1, n_rows, n_cols, n_slots, 4, BS)
         yy = moment_of(p_partial, p_offsets, i_row, i_col, 2, n_rows, n_cols, n_slots, 4, BS)
         colour = moment_of(p_partial, p_offsets, i_row, i_col, 3, n_rows, n_cols, n_slots, 4, BS)
-        sigma_x, sigma_y, sigma_r = tl.exp(raw_x), tl.exp(raw_y), tl.exp(raw_r)
+        moves_x, moves_y, moves_r = tl.exp(raw_x) > floor, tl.exp(raw_y) > floor, tl.exp(raw_r) > floor
+        sigma_x, sigma_y = tl.maximum(tl.exp(raw_x), floor), tl.maximum(tl.exp(raw_y), floor)
+        sigma_r = tl.maximum(tl.exp(raw_r), floor)
         a, c = 1 / (2 * sigma_x * sigma_x + epsilon), 1 / (2 * sigma_y * sigma_y + epsilon)
         r = 1 / (2 * sigma_r * sigma_r + epsilon)
         tanh, cos, sin = direction(raw_theta)
         along = cos * cos * xx + 2 * cos * sin * xy + sin * sin * yy
         across = sin * sin * xx - 2 * cos * sin * xy + cos * cos * yy
         mixed = cos * sin * (yy - xx) + (cos * cos - sin * sin) * xy
-        d_x = tl.where(sigma_x > floor, 4 * sigma_x * sigma_x * a * a * along, 0.0) / n_values
-        d_y = tl.where(sigma_y > floor, 4 * sigma_y * sigma_y * c * c * across, 0.0) / n_values
+        d_x = tl.where(moves_x, 4 * sigma_x * sigma_x * a * a * along, 0.0) / n_values
+        d_y = tl.where(moves_y, 4 * sigma_y * sigma_y * c * c * across, 0.0) / n_values
         d_theta = 2 * (c - a) * mixed * PI * (1 - tanh * tanh) / n_values
-        d_r = tl.where(sigma_r > floor, 4 * sigma_r * sigma_r * r * r * colour, 0.0) / n_values
+        d_r = tl.where(moves_r, 4 * sigma_r * sigma_r * r * r * colour, 0.0) / n_values
         raw_x = adam(raw_x, d_x, p_raw, p_first, p_second, o_key, rate, correction)
         raw_y = adam(raw_y, d_y, p_raw, p_first, p_second, o_key + stride, rate, correction)
         raw_theta = adam(raw_theta, d_theta, p_raw, p_first, p_second, o_key + 2 * stride, rate, correction)
@@ -692,7 +694,7 @@ def step_kernel(
     along = tl.sqrt(1 / (2 * sigma_x * sigma_x + epsilon) * LOG2_E)
     across = tl.sqrt(1 / (2 * sigma_y * sigma_y + epsilon) * LOG2_E)
     tanh, cos, sin = direction(raw_theta)
-    p_table += (i_batch * n_cells + i_key) * (5 + G)
+    p_table += o_key * (5 + G)
     tl.store(p_table, along * cos)
     tl.store(p_table + 1, along * sin)
     tl.store(p_table + 2, -across * sin)

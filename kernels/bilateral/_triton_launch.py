@@ -1,6 +1,6 @@
 """From plain tensors to launches of the Triton kernels: forward, backward, and the loss with its gradients.
 
-Nothing here knows autograd; `triton.py` wraps these functions as PyTorch operators.
+Nothing here knows autograd; `_triton_ops.py` wraps these functions as PyTorch operators.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ LOG2_E = 1 / math.log(2)
 # Up to as many channels the softmax kernel mixes on its way, without tensor cores.
 FEW_CHANNELS = 8
 SLOTS_PER_BLOCK = 256
+# What CUDA allows along a launch's second and third axis.
+MOST_IMAGES = 65535
 # Programs that fill a large GPU.
 ENOUGH_PROGRAMS = 512
 
@@ -42,8 +45,14 @@ class Grid:
 
     @staticmethod
     def of(lr_map: Tensor, guide: Tensor, support: Support, varies: bool) -> Grid:
-        """`lr_map` (..., h, w), `guide` (B, G, H, W); `varies`: pixels have radii of their own."""
+        """`lr_map` (..., h, w), `guide` (B, G, H, W); `varies`: pixels have radii of their own.
+
+        Raises:
+            ValueError: more images than a launch can take, as a `vmap` may make.
+        """
         (rows, cols), (batch, channels, height, width) = lr_map.shape[-2:], guide.shape
+        if batch > MOST_IMAGES:
+            raise ValueError(f"backend 'triton' takes at most {MOST_IMAGES} images at a time, got {batch}")
         tables = candidates(rows, cols, support, varies, guide.device)
         return Grid(batch, rows, cols, height, width, channels, support, tables)
 
@@ -215,7 +224,7 @@ def backward(
         return Gradients(d_signal, None, None, None)
     channels, tables = signal.shape[1], grid.tables
     shape = grid.shape(channels, signal.dtype)
-    rows = channels_last(signal, tile_for("delta", shape).channels)
+    rows = channels_last(signal, max(tile_for(kernel, shape).channels for kernel in ("delta", "moments")))
     delta, d_guide = torch.empty_like(lse), torch.empty_like(inputs.guide) if of_guide else None
     common: tuple[Any, ...] = (
         *inputs[:2],
@@ -293,7 +302,7 @@ def signal_gradient(d_out: Tensor, lse: Tensor, signal: Tensor, inputs: Inputs, 
     side = math.isqrt(tile.keys)
     patches, blocks = -(-grid.rows // side) * -(-grid.cols // side), -(-channels // tile.channels)
     reached_rows = min(grid.rows, side + 2 * grid.support.radius)
-    splits = max(1, min(reached_rows, ENOUGH_PROGRAMS // (patches * blocks * grid.batch)))
+    splits = max(1, min(reached_rows, ENOUGH_PROGRAMS // max(1, patches * blocks * grid.batch)))
     partial = lse.new_empty(splits, grid.batch, grid.cells, channels)
     kernels.signal_gradient_kernel[(patches * splits, blocks, grid.batch)](
         *inputs[:2],
@@ -403,10 +412,16 @@ def channels_last(signal: Tensor, multiple: int = 1) -> Tensor:
 
 
 def precision(signal: Tensor) -> str:
-    """How products of float32 are taken: three TF32 products, which keep its digits, or one where PyTorch may, too."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    """How products of float32 are taken: three of TF32, which keep its digits, or one where PyTorch may, too."""
+    if signal.dtype != torch.float32:
+        return "tf32x3"  # of no account
+    matmul = torch.backends.cuda.matmul
+    # Newer versions raise for `allow_tf32` once the newer setting is used.
+    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if allowed else "tf32x3"
 
 
+@cache
 def _longest(cells: int, pixels: int) -> int:
     """Most pixels that a cell owns along one axis."""
     starts = owner_starts(cells, pixels)

@@ -84,7 +84,7 @@ def render_backward(
     gradients = (found.signal, found.guide, found.guide_lr, *(found.factors if of_maps and found.factors else nothing))
     inputs = (signal, guide, guide_lr, *factors)
     return [
-        tensor.new_empty(0) if gradient is None else gradient.to(tensor.dtype)
+        tensor.new_empty(0) if gradient is None else gradient.to(tensor.dtype).contiguous()
         for gradient, tensor in zip(gradients, inputs, strict=True)
     ]
 
@@ -138,7 +138,7 @@ def reconstruction_l1(
         inputs = launch.prepare(guide, guide_lr, factors, radius, None)
         grid = launch.Grid.of(source, guide, Support(max_radius, border), radius is not None)
         loss, gradients = launch.loss_and_gradients(source, inputs, factors, grid)
-    return [loss.to(guide.dtype), *gradients]
+    return [loss.to(guide.dtype), *(gradient.contiguous() for gradient in gradients)]
 
 
 @reconstruction_l1.register_fake
@@ -147,15 +147,26 @@ def _(source: Tensor, guide: Tensor, guide_lr: Tensor, *rest: Any) -> list[Tenso
 
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    for gradient in output[1:]:
-        ctx.mark_non_differentiable(gradient)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
 
 
 def _differentiate_loss(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-    d_loss = d_outputs[0][:, None, None]
-    gradients = (d_loss * gradient for gradient in ctx.saved_tensors)
+    gradients = scale(d_outputs[0], list(ctx.saved_tensors))
     return (None, None, None, *gradients, None, None, None)
+
+
+@torch.library.custom_op("upsample_anything::scale", mutates_args=())
+def scale(d_loss: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+    """Gradients of a weighted sum of the images' losses. An operator so that a second derivative, which these gradients
+    do not know, raises.
+    """
+    return [d_loss[:, None, None] * gradient for gradient in gradients]
+
+
+@scale.register_fake
+def _(d_loss: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(gradient) for gradient in gradients]
 
 
 reconstruction_l1.register_autograd(_differentiate_loss, setup_context=_save_loss)

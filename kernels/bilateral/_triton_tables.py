@@ -16,9 +16,8 @@ from torch import Tensor
 
 from kernels.geometry import Support, disc_offsets
 
-# Beyond it the tables, which grow with the fourth power of the radius, would take more than half a gigabyte. (Offsets
-# are packed in 8 bits an axis and slots in 15, which a radius of 100 would fill.)
-MOST_RADIUS = 32
+# The tables grow with the fourth power of the radius, with the fifth where radii vary: .2 GB at these limits.
+MOST_RADIUS, MOST_VARYING_RADIUS = 32, 16
 
 
 class Candidates(NamedTuple):
@@ -43,10 +42,17 @@ def candidates(rows: int, cols: int, support: Support, varies: bool, device: tor
     Raises:
         ValueError: a larger radius than the tables can hold.
     """
-    if support.radius > MOST_RADIUS:
+    most = MOST_VARYING_RADIUS if varies else MOST_RADIUS
+    if support.radius > most:
         raise ValueError(
-            f"radius must be at most {MOST_RADIUS} for backend 'triton', got {support.radius}; use backend='torch'"
+            f"radius must be at most {most} for backend 'triton', got {support.radius}; use backend='torch'"
         )
+    with torch.device("cpu"):
+        tables = _on_the_cpu(rows, cols, support, varies)
+    return Candidates(*(table.to(device) for table in tables))
+
+
+def _on_the_cpu(rows: int, cols: int, support: Support, varies: bool) -> Candidates:
     offsets = disc_offsets(support.radius)  # [K, 2]
     squared = (offsets**2).sum(1)
     radii = torch.arange(support.radius + 1) if varies else torch.tensor([support.radius])
@@ -67,17 +73,18 @@ def candidates(rows: int, cols: int, support: Support, varies: bool, device: tor
             dy, dx = (clamped - torch.tensor([row, col]) + support.radius).unbind(1)
             stands_for = slots[dy * (2 * support.radius + 1) + dx]  # [K]: a clamped offset is never longer
             counted = within if support.border == "clamp" else within & inside
-            number = torch.zeros(len(radii), len(offsets)).index_add_(1, stands_for, counted.float())
+            number = torch.zeros(len(radii), len(offsets), dtype=torch.float32)
+            number = number.index_add_(1, stands_for, counted.float())
             copies.append(number.log2())  # log2 0 = -inf
     slot_copies, order = torch.stack(copies), torch.stack(orders)
     return Candidates(
-        classes=(class_y[:, None] * len(first_x) + class_x).flatten().int().to(device),
-        keys=torch.stack(keys).int().to(device),
-        counts=torch.stack(counts).int().to(device),
-        copies=slot_copies.gather(2, order[:, None].expand_as(slot_copies)).to(device),
-        slot_copies=slot_copies.to(device),
-        offsets=offsets.T.int().contiguous().to(device),
-        slots=slots.int().to(device),
+        classes=(class_y[:, None] * len(first_x) + class_x).flatten().int(),
+        keys=torch.stack(keys).int(),
+        counts=torch.stack(counts).int(),
+        copies=slot_copies.gather(2, order[:, None].expand_as(slot_copies)),
+        slot_copies=slot_copies,
+        offsets=offsets.T.int().contiguous(),
+        slots=slots.int(),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """How one kernel is cut: all are powers of two.
+    """How one kernel is cut: all but `blocks` are powers of two.
 
     pixels: of a tile (BP). keys: of a block (BK). channels: of a block (BC). blocks: of channels in one program (NC).
     warps, stages: of Triton. A kernel uses those that it has.

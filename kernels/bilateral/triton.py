@@ -19,6 +19,7 @@ from kernels.geometry import Factors, Support
 MOST_GUIDE_CHANNELS = 8
 # Offsets within one image plane, and within the LR signal of one image, are 32 bits wide, planes of the guide together.
 MOST_PIXELS, MOST_LR_VALUES = 2**31 // MOST_GUIDE_CHANNELS - 1, 2**31 - 1
+MOST_PADDING = 384  # channels that rows of the signal are filled up with
 MOST_IMAGES = 65535  # of a batch: what CUDA allows along a launch's second and third axis
 # tl.dot of bfloat16 is wrong under Triton's interpreter.
 INTERPRETED_DTYPES = (torch.float32, torch.float16)
@@ -40,7 +41,10 @@ def refuses(signal: Tensor, guide: Tensor) -> str | None:
         return f"Triton's interpreter computes {signal.dtype} wrongly"
     if guide.shape[1] > MOST_GUIDE_CHANNELS:
         return f"it takes a guide of at most {MOST_GUIDE_CHANNELS} channels, got {guide.shape[1]}"
-    if guide.shape[-2] * guide.shape[-1] > MOST_PIXELS or signal[0].numel() > MOST_LR_VALUES:
+    if torch.version.hip is not None:
+        return "it is written for CUDA, not for ROCm"
+    cells, channels = signal.shape[-2] * signal.shape[-1], signal.shape[1] + MOST_PADDING
+    if guide.shape[-2] * guide.shape[-1] > MOST_PIXELS or cells * channels > MOST_LR_VALUES:
         return f"it takes at most {MOST_PIXELS} pixels and {MOST_LR_VALUES} LR values an image"
     if len(guide) > MOST_IMAGES:
         return f"it takes at most {MOST_IMAGES} images at a time, got {len(guide)}"

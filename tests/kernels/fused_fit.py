@@ -139,6 +139,6 @@ def check_the_floor(backend: ModuleType, *, device: str = "cpu") -> None:
     )
     assert_near(losses[0].cpu(), expected, largest=1e-6, rms=1e-6)
     below = raw.exp() < 2.0
-    below[2] = False
+    below[2] = below[0] & below[1]  # two equal axes have no angle
     assert torch.equal(stepped.cpu()[below], raw[below]), "no gradient below the floor"
     assert (stepped.cpu()[~below] != raw[~below]).all()

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from compare import Problem, assert_near, assert_same_gradients, largest_score, make_problem, truth
-from fused_fit import FIT_CASES, check_adam_on_the_reference, check_the_floor
+from fused_fit import FIT_CASES, check_adam_on_the_reference, check_the_floor, raw_maps
 
 from kernels.bilateral import reference
 from kernels.bilateral import triton as backend
@@ -174,6 +174,15 @@ def test_a_second_derivative_is_refused() -> None:
         gradient.sum().backward()
 
 
+def test_a_second_derivative_of_the_loss_is_refused() -> None:
+    problem = on_device(make_problem(grid=(2, 2), size=(4, 4), reconstruct=True))
+    leaves = Factors(*(lr_map.clone().requires_grad_() for lr_map in problem.factors))
+    loss = backend.reconstruction_l1(problem.signal, problem.guide, problem.guide_lr, leaves, support=problem.support)
+    first = torch.autograd.grad(loss.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        sum(gradient.sum() for gradient in first).backward()
+
+
 def test_gradients_of_unreached_pixels_do_not_spread() -> None:
     problem = on_device(make_problem(grid=(4, 4), size=(12, 12), radius=1, channels=9))
     valid = torch.zeros(1, 4, 4, dtype=torch.bool, device=DEVICE)
@@ -266,6 +275,36 @@ def test_fused_steps_are_adam_on_the_reference(options: dict, cells_per_pixel: f
 
 def test_fused_steps_stop_at_the_floor() -> None:
     check_the_floor(backend, device=DEVICE)
+
+
+def test_a_callback_may_fit_and_differentiate() -> None:
+    problem = on_device(make_problem(grid=(2, 2), size=(7, 9), reconstruct=True))
+    settings = {"support": problem.support, "cells_per_pixel": 0.0, "floor": 1e-6, "epsilon": 1e-8, "lr": 0.1}
+    tensors = (problem.signal, problem.guide, problem.guide_lr)
+    raw, watched = raw_maps(problem).to(DEVICE), raw_maps(problem).to(DEVICE)
+    losses = backend.fit_anisotropic(*tensors, raw, **settings, lr_decay=1.0, steps=2)
+
+    def each(step: int, loss: torch.Tensor) -> None:
+        other = raw_maps(problem, seed=step).to(DEVICE)
+        backend.fit_anisotropic(*tensors, other, **settings, lr_decay=1.0, steps=2)
+        assert watched.clone().requires_grad_().square().sum().requires_grad
+
+    assert torch.equal(backend.fit_anisotropic(*tensors, watched, **settings, lr_decay=1.0, steps=2, each=each), losses)
+    assert torch.equal(watched, raw)
+
+
+def test_another_default_dtype_changes_nothing() -> None:
+    from kernels.bilateral._triton_tables import candidates
+
+    expected = candidates(3, 4, Support(2, "clamp"), False, torch.device("cpu"))
+    candidates.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        tables = candidates(3, 4, Support(2, "clamp"), False, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        candidates.cache_clear()
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tables, expected, strict=True))
 
 
 @pytest.mark.gpu

@@ -38,6 +38,16 @@ def test_opcheck_render(options: dict) -> None:
     torch.library.opcheck(_triton_ops.render, arguments(options))
 
 
+def test_opcheck_of_maps_that_are_transposed() -> None:
+    from kernels.bilateral import _triton_ops
+
+    problem = on_device(make_problem(grid=(2, 2), size=(5, 7), reconstruct=True))
+    maps = tuple(lr_map.mT.contiguous().mT.requires_grad_() for lr_map in problem.factors)
+    rest = (problem.signal, problem.guide, problem.guide_lr, *maps)
+    torch.library.opcheck(_triton_ops.reconstruction_l1, (*rest, None, 2, "drop"))
+    torch.library.opcheck(_triton_ops.render, (*rest, None, None, 2, "drop"))
+
+
 def test_opcheck_backward() -> None:
     from kernels.bilateral import _triton_ops
 
