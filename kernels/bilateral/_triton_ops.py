@@ -80,8 +80,8 @@ def render_backward(
             of_maps=of_maps,
             of_guide=of_guide,
         )
-    nothing = Factors(*[None] * 5)  # type: ignore[arg-type]
-    gradients = (found.signal, found.guide, found.guide_lr, *(found.factors if of_maps and found.factors else nothing))
+    maps: Sequence[Tensor | None] = found.factors if of_maps and found.factors is not None else [None] * 5
+    gradients = (found.signal, found.guide, found.guide_lr, *maps)
     inputs = (signal, guide, guide_lr, *factors)
     return [
         tensor.new_empty(0) if gradient is None else gradient.to(tensor.dtype).contiguous()

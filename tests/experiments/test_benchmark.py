@@ -403,8 +403,6 @@ def test_a_file_without_results(tmp_path, text):
 
 @pytest.mark.gpu
 def test_a_plain_run_on_a_gpu(tmp_path):
-    if not torch.cuda.is_available():
-        pytest.skip("there is no GPU")
     output = tmp_path / "results.json"
     small = ["--sizes", "64", "224", "--batch", "2", "--repeats", "3", "--only-sizes", '{"torch.compile": [64]}']
     command = [sys.executable, "-m", "experiments.benchmark", "--device", "cuda", "--output", str(output), *small]

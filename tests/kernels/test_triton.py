@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -250,9 +251,9 @@ def test_reconstruction_l1(options: dict) -> None:
 def test_the_loss_is_differentiable_with_respect_to_source_and_guide() -> None:
     problem = make_problem(grid=(2, 3), size=(7, 10), reconstruct=True)
 
-    def gradients(problem: Problem, module: object) -> list[torch.Tensor]:
+    def gradients(problem: Problem, module: ModuleType) -> list[torch.Tensor]:
         leaves = [t.detach().clone().requires_grad_() for t in (problem.signal, problem.guide, problem.guide_lr)]
-        loss = module.reconstruction_l1(*leaves, problem.factors, support=problem.support)  # type: ignore[attr-defined]
+        loss = module.reconstruction_l1(*leaves, problem.factors, support=problem.support)
         return list(torch.autograd.grad(loss.sum(), leaves))
 
     expected = gradients(problem.to(torch.float64), reference)
