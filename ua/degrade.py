@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+WINDOW_END = 3.0  # where the windows of `network_like` end, in standard deviations
+LEAST_COVERAGE = 0.05  # of a window by known pixels, for its cell to be known
+
+
 def area(signal: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Exact average of the pixels under each LR cell, a pixel cut by a cell's border counting by its share.
 
@@ -58,8 +62,7 @@ def area_weights(size: int, cells: int) -> Tensor:
     Raises:
         ValueError: fewer than one cell, or more than pixels.
     """
-    if not 1 <= cells <= size:
-        raise ValueError(f"grid must have 1 to {size} cells along an axis of {size} pixels, got {cells}")
+    _check_cells(size, cells)
     edges = torch.arange(cells + 1, dtype=torch.float64) * (size / cells)
     pixels = torch.arange(size, dtype=torch.float64)
     low = torch.maximum(edges[:-1, None], pixels)
@@ -67,6 +70,82 @@ def area_weights(size: int, cells: int) -> Tensor:
     overlap = (high - low).clamp(min=0)
     overlap[overlap < 1e-9] = 0  # slivers that are rounding of an edge on a pixel border
     return overlap / overlap.sum(1, keepdim=True)
+
+
+def network_like(
+    truth: Tensor,
+    grid: tuple[int, int],
+    valid: Tensor | None = None,
+    *,
+    jitter: float = 0.6,
+    blur: float = 0.75,
+    noise: float = 0.1,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """An LR signal such as a network gives: misplaced by a part of a cell, blurred beyond its cell, and noisy.
+
+    Each cell averages the truth under a Gaussian window of its own, whose centre is off the cell's by a random offset;
+    then noise is added. Probabilities are left to the caller to clamp at 0 and to normalise.
+
+    Args:
+        truth: (C, H, W), floating point; averaged in float32 (float64 stays).
+        grid: (h, w), at most (H, W).
+        valid: bool (H, W), the known pixels; None: all. Unknown ones may hold anything.
+        jitter: offsets are uniform within this many cells along each axis; >= 0.
+        blur: standard deviation of the window, cells; >= 0, where 0 takes the nearest pixel.
+        noise: standard deviation of the noise as a share of each channel's over the known cells; >= 0.
+        seed: of offsets and noise, which are the same on every device.
+
+    Returns:
+        `(lr, lr_valid)`: (C, h, w), 0 in unknown cells; and bool (h, w), the cells at least a twentieth of whose window
+        lies on known pixels.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, shape or range; the message names it.
+    """
+    if not isinstance(truth, Tensor) or not truth.is_floating_point():
+        raise TypeError(f"truth must be a floating-point torch.Tensor, got {getattr(truth, 'dtype', type(truth))}")
+    if truth.ndim != 3 or truth.numel() == 0:
+        raise ValueError(f"truth must be (C, H, W) and not empty, got {tuple(truth.shape)}")
+    for name, value in (("jitter", jitter), ("blur", blur), ("noise", noise)):
+        if not value >= 0:  # written so that NaN fails
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    rows, columns = grid
+    for size, cells in zip(truth.shape[-2:], grid, strict=True):
+        _check_cells(size, cells)
+    dtype = _working(truth.dtype)
+    mask = torch.ones_like(truth[0], dtype=torch.bool) if valid is None else _check_mask(valid, truth)
+    weights = mask.to(dtype)
+    stacked = torch.cat([torch.where(mask, truth, 0).to(dtype), weights[None]])  # its last channel sums the weights
+    random = torch.Generator().manual_seed(seed)
+    offsets = jitter * (2 * torch.rand(2, rows, columns, generator=random, dtype=torch.float64) - 1)
+    down = _windows(truth.shape[-2], torch.arange(rows)[:, None] + offsets[0], rows, blur).to(truth.device, dtype)
+    across = _windows(truth.shape[-1], torch.arange(columns) + offsets[1], columns, blur).to(truth.device, dtype)
+    sums = []
+    for rows_of_cells, columns_of_cells in zip(down, across, strict=True):
+        reached = rows_of_cells.any(0)  # the band of pixel rows under this row of cells
+        band = torch.einsum("jy,cyx->cjx", rows_of_cells[:, reached], stacked[:, reached])
+        sums.append(torch.einsum("jx,cjx->cj", columns_of_cells, band))
+    *totals, coverage = torch.stack(sums, 1)
+    known = coverage >= LEAST_COVERAGE
+    lr = torch.where(known, torch.stack(totals) / torch.where(known, coverage, 1), 0)
+    if noise > 0 and known.any():
+        spread = lr[:, known].std(1, correction=0)
+        drawn = torch.randn(lr.shape, generator=random, dtype=torch.float64).to(lr)
+        lr = torch.where(known, lr + noise * spread[:, None, None] * drawn, 0)
+    return lr, known
+
+
+def _windows(size: int, centres: Tensor, cells: int, blur: float) -> Tensor:
+    """Gaussian windows along one axis, one for each cell of the grid: (h, w) centres in cells -> (h, w, size)."""
+    scale = size / cells
+    pixels = torch.arange(size, dtype=torch.float64)
+    distance = (pixels - ((centres[..., None] + 0.5) * scale - 0.5)).square()
+    # The nearest pixel has weight 1, however narrow the window is and wherever its centre went.
+    distance = distance - distance.min(-1, keepdim=True).values
+    sigma = max(blur * scale, 1e-3)
+    weights = torch.exp(-0.5 * distance / sigma**2) * (distance <= (WINDOW_END * sigma) ** 2)
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -92,6 +171,11 @@ def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels must be -1 to {num_classes - 1}, got {labels.min().item()} to {labels.max().item()}")
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]
     return (labels.unsqueeze(-3) == classes).float(), labels >= 0
+
+
+def _check_cells(size: int, cells: int) -> None:
+    if not 1 <= cells <= size:
+        raise ValueError(f"grid must have 1 to {size} cells along an axis of {size} pixels, got {cells}")
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

@@ -101,6 +101,24 @@ def feature_cosine(prediction: Tensor, truth: Tensor, valid: Tensor | None = Non
     return cosine.mean().item()
 
 
+def normal_angle(prediction: Tensor, truth: Tensor, valid: Tensor | None = None) -> float:
+    """Mean angle in degrees between two fields of directions, three channels of any length; a zero vector is 90 off.
+
+    Source: Fouhey, Gupta, Hebert, "Data-driven 3D primitives for single image understanding", 2013.
+    """
+    _known(prediction, truth, valid)  # refuses values that are not finite
+    if truth.shape[-3] != 3:
+        raise ValueError(f"truth must have 3 channels, got {tuple(truth.shape)}")
+    first, second = prediction.double(), truth.double()
+    # Exact at small angles, where the arc cosine has lost its digits.
+    angle = torch.atan2(torch.linalg.cross(first, second, dim=-3).norm(dim=-3), (first * second).sum(-3))
+    nothing = (first.norm(dim=-3) == 0) | (second.norm(dim=-3) == 0)
+    angle = torch.rad2deg(angle).masked_fill(nothing, 90.0)
+    if valid is not None:
+        angle = angle[_mask(valid, truth).select(-3, 0)]
+    return angle.mean().item()
+
+
 def class_iou(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = -1) -> Tensor:
     """Intersection over union of each class, `(num_classes,)` float64; NaN for a class in neither map.
 

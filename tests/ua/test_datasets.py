@@ -198,7 +198,7 @@ def test_units_and_classes_of_made_up_files(tmp_path: Path) -> None:
 
 def test_the_real_folder(shared_data: Path) -> None:
     samples = {sample.name: sample for sample in datasets.load("shared", root=shared_data, size=(160, 224))}
-    assert list(samples) == list(shared.ENTRIES) and len(samples) == 18
+    assert list(samples) == list(shared.ENTRIES) and len(samples) == 21
     for sample in samples.values():
         check(sample)
         assert sample.depth is not None or sample.labels is not None

@@ -6,7 +6,7 @@ A data set is a module of this package (or any importable one, named with a dot)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ua import plugins
 
 MULTIPLE = 16  # crops end on it, so that x8 and x16 grids are whole
+SPLITS = ("dev", "test")  # what may be tuned on, and what is looked at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,11 @@ class Sample:
         depth_unit: of `depth`, for people.
         labels: (H, W) int64, 0 to `num_classes` - 1, and -1 for void; or None.
         num_classes: of `labels`, else 0.
+        normals: (3, H, W) float32, unit surface normals where `normals_valid` holds, 0 elsewhere (`ua.normals` has the
+            axes); or None.
+        normals_valid: bool (H, W), or None where there are no normals.
+        split: "dev" or "test", the same for all pictures of one scene; "" where the data set does not say.
+        group: the family of data under which scores are reported, like "nyu".
         source, licence: where it comes from and under which terms, as stated there.
 
     Raises:
@@ -43,6 +49,10 @@ class Sample:
     depth_unit: str = ""
     labels: Tensor | None = None
     num_classes: int = 0
+    normals: Tensor | None = None
+    normals_valid: Tensor | None = None
+    split: str = ""
+    group: str = ""
     source: str = ""
     licence: str = ""
 
@@ -52,7 +62,18 @@ class Sample:
             raise ValueError(f"{self.name}: image must be (3, H, W), got {tuple(self.image.shape)}")
         if (self.depth is None) != (self.depth_valid is None):
             raise ValueError(f"{self.name}: depth and depth_valid come together")
-        for field, shape in (("depth", (1, *size)), ("depth_valid", size), ("labels", size)):
+        if (self.normals is None) != (self.normals_valid is None):
+            raise ValueError(f"{self.name}: normals and normals_valid come together")
+        if self.split and self.split not in SPLITS:
+            raise ValueError(f"{self.name}: {plugins.unknown('split', self.split, SPLITS)}")
+        shapes = {
+            "depth": (1, *size),
+            "depth_valid": size,
+            "labels": size,
+            "normals": (3, *size),
+            "normals_valid": size,
+        }
+        for field, shape in shapes.items():
             value = getattr(self, field)
             if value is not None and value.shape != shape:
                 raise ValueError(f"{self.name}: {field} must be {tuple(shape)}, got {tuple(value.shape)}")
@@ -91,6 +112,28 @@ def choose(names: Iterable[str] | None, available: Iterable[str]) -> list[str]:
     if not wanted:
         raise ValueError(f"names must hold at least one of {', '.join(known)}, got none")
     return wanted
+
+
+def in_split(names: Iterable[str], dev: Collection[str], split: str | None) -> list[str]:
+    """Those of `names` that are in the split; None: all. A helper for data sets.
+
+    Args:
+        names: of samples.
+        dev: the samples of the split "dev"; all others are "test".
+        split: "dev", "test" or None.
+
+    Raises:
+        ValueError: another split, or one that none of `names` is in.
+    """
+    names = list(names)
+    if split is None:
+        return names
+    if split not in SPLITS:
+        raise ValueError(plugins.unknown("split", split, SPLITS))
+    chosen = [name for name in names if (name in dev) == (split == "dev")]
+    if not chosen:
+        raise ValueError(f"split={split} holds none of {', '.join(names)}")
+    return chosen
 
 
 def centre_crop(shape: tuple[int, int], size: tuple[int, int] | None) -> tuple[slice, slice]:

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ua.datasets import Sample, centre_crop, check_size, choose, to_image
+from ua import normals
+from ua.datasets import Sample, centre_crop, check_size, choose, in_split, to_image
 from ua.degrade import area
+
+DEV = ("astronaut", "coffee", "motorcycle")  # the others are the split "test"
 
 LAYERS = 6  # of the motorcycle's label map
 SUN = (315.0, 45.0)  # azimuth and altitude in degrees: north-west, the convention of shaded maps
@@ -32,7 +35,10 @@ PHOTOGRAPHS = {
 
 
 def load(
-    names: Sequence[str] | None = None, size: tuple[int, int] | None = (320, 448), layers: int = LAYERS
+    names: Sequence[str] | None = None,
+    size: tuple[int, int] | None = (320, 448),
+    layers: int = LAYERS,
+    split: str | None = None,
 ) -> list[Sample]:
     """The samples astronaut, coffee, chelsea, rocket, retina, motorcycle and elevation, or those in `names`.
 
@@ -41,9 +47,11 @@ def load(
         size: the central crop is at most this high and wide (H, W), in multiples of 16; None keeps whole images. (The
             retina, one object of 1411 x 1411 pixels, is first reduced by area average to the lesser side of `size`.)
         layers: number of classes of the motorcycle's labels, at least 2.
+        split: "dev", "test", or None for both.
 
     Raises:
-        TypeError: `size` is no pair of integers. ValueError: an unknown name, a size below 16, fewer than two layers.
+        TypeError: `size` is no pair of integers. ValueError: an unknown name or split, a split that holds none of
+        `names`, a size below 16, fewer than two layers.
     """
     check_size(size)
     if layers < 2:
@@ -53,7 +61,11 @@ def load(
         "motorcycle": partial(_motorcycle, size, layers),
         "elevation": partial(_elevation, size),
     }
-    return [makers[name]() for name in choose(names, makers)]
+    return [makers[name]() for name in in_split(choose(names, makers), DEV, split)]
+
+
+def _split(name: str) -> str:
+    return "dev" if name in DEV else "test"
 
 
 def _photograph(name: str, size: tuple[int, int] | None) -> Sample:
@@ -64,7 +76,14 @@ def _photograph(name: str, size: tuple[int, int] | None) -> Sample:
         image = area(image, (min(size), min(size)))[0].clamp(0, 1)  # roundoff
     rows, columns = centre_crop(_size(image), size)
     author, licence = PHOTOGRAPHS[name]
-    return Sample(name, image[:, rows, columns].contiguous(), source=f"skimage.data.{name}: {author}", licence=licence)
+    return Sample(
+        name,
+        image[:, rows, columns].contiguous(),
+        split=_split(name),
+        group="photograph",
+        source=f"skimage.data.{name}: {author}",
+        licence=licence,
+    )
 
 
 def _motorcycle(size: tuple[int, int] | None, layers: int) -> Sample:
@@ -84,6 +103,8 @@ def _motorcycle(size: tuple[int, int] | None, layers: int) -> Sample:
         depth_unit="px disparity",
         labels=disparity_layers(depth, valid, layers),
         num_classes=layers,
+        split=_split("motorcycle"),
+        group="middlebury",
         source="skimage.data.stereo_motorcycle: Middlebury 2014 (Scharstein et al., GCPR 2014); made labels",
         licence="scikit-image wheel (BSD-3); data free to use with citation",
     )
@@ -122,21 +143,24 @@ def _elevation(size: tuple[int, int] | None) -> Sample:
         model: dict[str, Any] = dict(archive)
     height = model["elevation"].astype(np.float64)
     latitude = np.deg2rad((model["ymin"] + model["ymax"]) / 2)
-    shade = LightSource(*SUN).hillshade(
-        height,
-        dx=model["dx"] * METRES_PER_DEGREE * np.cos(latitude),
-        dy=model["dy"] * METRES_PER_DEGREE,
-    )
+    dx, dy = model["dx"] * METRES_PER_DEGREE * np.cos(latitude), model["dy"] * METRES_PER_DEGREE
+    shade = LightSource(*SUN).hillshade(height, dx=dx, dy=dy)
     rows, columns = centre_crop(height.shape, size)
     height = height - height.min() + (height.max() - height.min()) / 8
     depth = torch.from_numpy(height[rows, columns]).float()
     guide = torch.from_numpy(shade[rows, columns]).float().clamp(0, 1)
+    everywhere = torch.ones_like(depth, dtype=torch.bool)
+    directions, directions_valid = normals.from_height(depth, everywhere, (float(dy), float(dx)))
     return Sample(
         "elevation",
         guide.expand(3, -1, -1).contiguous(),
         depth=depth[None],
-        depth_valid=torch.ones_like(depth, dtype=torch.bool),
+        depth_valid=everywhere,
         depth_unit="m above a shifted zero",
+        normals=directions,
+        normals_valid=directions_valid,
+        split=_split("elevation"),
+        group="elevation",
         source="matplotlib sample_data/jacksboro_fault_dem.npz; the guide is a hillshade rendered from it",
         licence="Matplotlib wheel; origin of the elevation not stated there",
     )
