@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 WINDOW_END = 3.0  # where the windows of `network_like` end, in standard deviations
 LEAST_COVERAGE = 0.05  # of a window by known pixels, for its cell to be known
 
