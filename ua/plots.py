@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ua.files import atomic_path
+from ua.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,6 +86,16 @@ class Plot:
     x_label: str = ""
     y_label: str = ""
     ticks: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One value with its interval for each name, and a line at `reference`; names in `strong` stand out."""
+
+    title: str
+    values: Mapping[str, Interval]
+    reference: float
+    strong: Sequence[str] = ()
 
 
 def image(picture: Tensor) -> Picture:
@@ -217,6 +228,31 @@ def curves(
                     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         figure.suptitle(title, fontsize=11)
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(8, len(handles)))
+    return figure
+
+
+def dots(plots: Sequence[Dots], *, title: str = "", columns: int = 4, width: float = 2.4) -> Figure:
+    """Plots of values with their intervals, side by side, the names on the left; all plots have the same names."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for plot in plots for name in plot.values))
+    columns = min(columns, len(plots))
+    rows = -(-len(plots) // columns)
+    with _style():
+        figure = Figure(figsize=(width * columns + 1.6, rows * (0.2 * len(names) + 0.7) + 0.3), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(plots) :]:
+            axes.set_visible(False)
+        for axes, plot in zip(grid.flat, plots, strict=False):
+            axes.axvline(plot.reference, color=GREY, linewidth=1)
+            for name, interval in plot.values.items():
+                colour, place = (VERMILION if name in plot.strong else BLUE), names.index(name)
+                axes.plot([interval.low, interval.high], [place, place], color=colour)
+                axes.plot([interval.mean], [place], "o", color=colour)
+            axes.set_title(plot.title)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+        figure.suptitle(title, fontsize=11)
     return figure
 
 

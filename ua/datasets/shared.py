@@ -196,18 +196,18 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _read(root: Path, name: str, entry: _Entry, size: tuple[int, int] | None) -> Sample:
-    image = _rgb(_crop(_array(root, entry.image), entry.crop))
+    image = _rgb(_crop(array(root, entry.image), entry.crop))
     crop = centre_crop(image.shape[:2], size)
     depth = valid = labels = directions = directions_valid = None
     num_classes = entry.num_classes
     if entry.depth is not None:
-        values = torch.from_numpy(_crop(_array(root, entry.depth), entry.crop, crop).astype("float32"))
+        values = torch.from_numpy(_crop(array(root, entry.depth), entry.crop, crop).astype("float32"))
         valid = values.isfinite() & (values > 0)
         depth = torch.where(valid, values / entry.per_unit, 0)[None]
         if entry.focal is not None:
             directions, directions_valid = normals.from_depth(depth[0], valid, entry.focal)
     if entry.labels is not None:
-        numbers = torch.from_numpy(_crop(_array(root, entry.labels), entry.crop, crop).astype("int64"))
+        numbers = torch.from_numpy(_crop(array(root, entry.labels), entry.crop, crop).astype("int64"))
         if entry.segments is not None:
             numbers, num_classes = _panoptic(numbers, root / entry.segments)
         labels = numbers // entry.factor - entry.first
@@ -259,14 +259,29 @@ def _panoptic(pixels: Tensor, listing: Path) -> tuple[Tensor, int]:
     return classes, len(categories)
 
 
-def _array(root: Path, relative: str) -> Any:
-    """A file's numbers as they are: palette images as indices."""
+def davis_frame(number: int, root: str | os.PathLike[str] | None = None) -> Sample:
+    """Frame 0 to 7 of the sequence car-shadow, whole but for what exceeds multiples of 16; class 1 is the car.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no such frame.
+    """
+    return _read(data_root(root), f"davis_car-shadow_{number:05}", _davis(f"{number:05}"), None)
+
+
+def array(root: Path, relative: str) -> Any:
+    """A file of the folder as a NumPy array, its numbers as they are: palette images as indices.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     import numpy as np
     from PIL import Image
 
     path = root / relative
     if not path.is_file():
         raise FileNotFoundError(f"UA_DATA (or root=) lacks {relative}: no file {path}")
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             return archive["arr_0"]
