@@ -29,6 +29,9 @@ from ua.tracking import Tracker, choose_device, now
 
 REGIMES = ("average", "network")
 NOT_IN_PICTURES = "normals"
+# Of rows and columns, one in so many is compared where there are 32 channels: a ninth of the time. It has no divisor in
+# common with the usual scales, so that every place within a cell counts alike.
+FEATURE_STRIDE = 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Config:
         presets: of the library.
         variants: name -> {preset: of the library ("default" where it is not given), field of `ua.FitConfig`: value}.
         predictions: whether real predictions of networks are scored, too (with the regime "network").
-        pictures: samples that are shown, of those that are measured; not with fewer than two scales' worth of cells.
+        pictures: samples that are shown, of those that are measured.
         picture_scale: HR pixels per LR cell there, >= 1.
         degradation_seed: of jitter, noise and the training of networks.
         backend: as in `ua.fit`.
@@ -327,19 +330,16 @@ def score(signal: Signal, result: Tensor) -> dict[str, float]:
         return {"normal_angle": metrics.normal_angle(result, truth, valid)}
     if signal.name == "depth":
         return {"depth_rmse": metrics.depth_rmse(result, truth, valid)}
-    return {
-        "feature_rmse": metrics.feature_rmse(result, truth, valid),
-        "feature_cosine": metrics.feature_cosine(result, truth, valid),
-    }
+    some, same = (maps[:, 1::FEATURE_STRIDE, 1::FEATURE_STRIDE] for maps in (result, truth))
+    return {"feature_rmse": metrics.feature_rmse(some, same), "feature_cosine": metrics.feature_cosine(some, same)}
 
 
 def picture(config: Config, sample: Sample, device: str) -> Any:
-    """Guide, LR, some methods, truth and errors, a row for each signal of each regime."""
+    """Guide, LR, bilinear and the first two presets or variants, truth and errors; a row for each signal and regime."""
     grid = grid_of(sample.image, config.picture_scale)
     image = sample.image[None].to(device)
-    # Bilinear, the other presets and variants at most three in all: a figure has only so much width.
-    shown = ["bilinear", *settings(config)][:4]
-    upsamplers = {name: methods(config)[name](image, grid) for name in shown}
+    shown = ["bilinear", *settings(config)][:3]  # a figure has only so much width
+    upsamplers = {name.replace("_", " "): methods(config)[name](image, grid) for name in shown}
     rows, titles = [], []
     for regime in config.regimes:
         for truth in truths(sample, device):

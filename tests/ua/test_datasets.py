@@ -1,5 +1,6 @@
 """Data sets: what is promised about their samples, against the files they come from."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,12 @@ def check(sample: Sample) -> None:
         assert sample.depth_unit
         assert (sample.depth[0][sample.depth_valid] > 0).all()
         assert (sample.depth[0][~sample.depth_valid] == 0).all()
+    if sample.normals is not None:
+        assert sample.normals.shape == (3, *size) and sample.normals.dtype == torch.float32
+        assert sample.normals_valid is not None and sample.normals_valid.any()
+        lengths = sample.normals.norm(dim=0)
+        torch.testing.assert_close(lengths, sample.normals_valid.float(), atol=1e-5, rtol=0)
+    assert sample.split in datasets.SPLITS and sample.group
     if sample.labels is not None:
         assert sample.labels.shape == size and sample.labels.dtype == torch.int64
         assert sample.labels.min() >= -1 and sample.labels.max() < sample.num_classes
@@ -104,9 +111,26 @@ def test_names_and_size_are_options() -> None:
     assert [tuple(sample.image.shape) for sample in small] == [(3, 96, 48), (3, 48, 48)]
 
 
+def test_a_split_is_a_fixed_part() -> None:
+    dev, test = (embedded.load(size=(32, 32), split=split) for split in datasets.SPLITS)
+    assert [sample.name for sample in dev] == ["astronaut", "coffee", "motorcycle"]
+    assert [sample.name for sample in test] == ["chelsea", "rocket", "retina", "elevation"]
+    assert {sample.split for sample in dev} == {"dev"} and {sample.split for sample in test} == {"test"}
+
+
+def test_no_scene_is_in_both_splits() -> None:
+    test = set(shared.ENTRIES) - set(shared.DEV)
+    assert len(shared.DEV) == 7 and len(test) == 14 and set(shared.DEV) <= set(shared.ENTRIES)
+    assert "motorcycle" in embedded.DEV and "middlebury_motorcycle" in shared.DEV  # one scene
+    for scene in ("basement", "car-shadow"):
+        assert len({name in shared.DEV for name in shared.ENTRIES if scene in name}) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
+        ({"split": "tset"}, ValueError, "unknown split 'tset'; did you mean 'test'"),
+        ({"names": ["chelsea"], "split": "dev"}, ValueError, "split=dev holds none of chelsea"),
         ({"names": ["chelsae"]}, ValueError, "did you mean 'chelsea'"),
         ({"names": []}, ValueError, "at least one"),
         ({"size": (15, 64)}, ValueError, "at least 16"),
@@ -144,6 +168,10 @@ def test_a_sample_checks_its_shapes() -> None:
         Sample("x", image, depth=image[:1])
     with pytest.raises(ValueError, match="labels must be"):
         Sample("x", image, labels=torch.zeros(8, 16, dtype=torch.long))
+    with pytest.raises(ValueError, match="normals and normals_valid come together"):
+        Sample("x", image, normals=image)
+    with pytest.raises(ValueError, match="unknown split 'train'"):
+        Sample("x", image, split="train")
 
 
 # --- the shared folder
@@ -194,6 +222,30 @@ def test_units_and_classes_of_made_up_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(davis.labels, red > 99)
     np.testing.assert_array_equal(ade.labels, red % 151 - 1)
     np.testing.assert_array_equal(voc.labels, np.where(red > 20, -1, red))
+
+
+def test_a_panoptic_picture_becomes_classes_and_grey_becomes_colour(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+    write(tmp_path, "em_membrane/0.png", grey)
+    write(tmp_path, "em_membrane/0_label.png", (grey > 99).astype(np.uint8) * 255)
+    segment = rng.integers(0, 4, (32, 32))  # 0 is void; segments 1 and 3 are of one category
+    ids = np.array([0, 5, 5 + 256 * 7, 5 + 65536 * 9])[segment]
+    write(tmp_path, "coco_panoptic/000000142238.jpg", np.stack([grey] * 3, -1))
+    rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    write(tmp_path, "coco_panoptic/000000142238.png", rgb)
+    listed = [
+        {"id": number, "category_id": category} for number, category in ((5, 50), (5 + 1792, 17), (5 + 589824, 50))
+    ]
+    listing = {"annotations": [{"segments_info": listed}]}
+    (tmp_path / "coco_panoptic/000000142238.json").write_text(json.dumps(listing))
+    coco, em = shared.load(tmp_path, ["coco_000000142238", "em_membrane_0"])
+    check(coco)
+    check(em)
+    assert coco.num_classes == 2
+    np.testing.assert_array_equal(coco.labels, np.array([-1, 1, 0, 1])[segment])
+    np.testing.assert_array_equal(em.labels, grey > 99)
+    assert torch.equal(em.image[0], em.image[2])
 
 
 def test_the_real_folder(shared_data: Path) -> None:

@@ -1,4 +1,4 @@
-"""Area averages against a naive loop, PyTorch's pooling and conservation laws."""
+"""Area averages and signals like a network's, against a naive loop, PyTorch's pooling and conservation laws."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ua.degrade import area, area_weights, one_hot
+from ua.degrade import area, area_weights, network_like, one_hot
 
 
 def naive_area(signal: torch.Tensor, grid: tuple[int, int], valid: torch.Tensor) -> torch.Tensor:
@@ -120,3 +120,68 @@ def test_one_hot_leaves_void_without_a_class() -> None:
 def test_bad_input_is_named(call, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()
+
+
+# --- like a network's
+
+
+def smooth(height: int, width: int) -> torch.Tensor:
+    """Two channels, a sine and a ramp, that a cell's average and its middle agree on, nearly."""
+    y, x = torch.arange(height)[:, None] / height, torch.arange(width) / width
+    return torch.stack([torch.sin(3 * x + 2 * y), (x + y).expand(height, width)])
+
+
+def test_without_jitter_blur_and_noise_it_samples_the_middle_of_every_cell() -> None:
+    truth = smooth(24, 36)
+    low, known = network_like(truth, (8, 12), jitter=0, blur=0, noise=0, seed=0)
+    torch.testing.assert_close(low, truth[:, 1::3, 1::3])
+    assert known.all() and known.shape == (8, 12)
+
+
+def test_jitter_displaces_by_no_more_than_it_says_and_blur_widens() -> None:
+    ramp = torch.arange(64.0).expand(1, 64, 64)  # its value is the place
+    straight = network_like(ramp, (8, 8), jitter=0, blur=0.1, noise=0, seed=0)[0]
+    moved = network_like(ramp, (8, 8), jitter=0.6, blur=0.1, noise=0, seed=0)[0]
+    offsets = (moved - straight)[0, :, 1:-1] / 8
+    assert 0.4 < offsets.abs().max() <= 0.6 + 0.1 and offsets.std() > 0.2
+    edge = (ramp >= 36).float()
+    widths = [network_like(edge, (8, 8), jitter=0, blur=blur, noise=0, seed=0)[0][0, 4].std() for blur in (0.1, 1.5)]
+    assert widths[1] < widths[0]
+
+
+def test_a_constant_stays_and_the_seed_decides() -> None:
+    constant = torch.full((3, 20, 30), 2.5)
+    low, known = network_like(constant, (4, 7), seed=1)
+    torch.testing.assert_close(low, torch.full((3, 4, 7), 2.5))
+    assert known.all()
+    truth = smooth(20, 30)
+    one, again, other = (network_like(truth, (4, 7), seed=seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_noise_is_a_share_of_each_channels_spread() -> None:
+    truth = torch.cat([smooth(64, 64)[:1], 100 * smooth(64, 64)[:1]])
+    quiet = network_like(truth, (32, 32), noise=0, seed=3)[0]
+    loud = network_like(truth, (32, 32), noise=0.1, seed=3)[0]
+    share = (loud - quiet).std((1, 2)) / quiet.std((1, 2))
+    torch.testing.assert_close(share, torch.full((2,), 0.1), atol=0.01, rtol=0)
+
+
+def test_unknown_pixels_are_never_read() -> None:
+    truth, valid = smooth(32, 32), torch.ones(32, 32, dtype=torch.bool)
+    valid[:, 16:] = False
+    spoiled = torch.where(valid, truth, torch.nan)
+    low, known = network_like(spoiled, (8, 8), valid, jitter=0, seed=0)
+    assert low.isfinite().all() and known[:, :4].all() and not known[:, 7].any()
+    assert (low[:, ~known] == 0).all()
+    one = network_like(torch.where(valid, 1.0, torch.inf)[None], (8, 8), valid, seed=0)[0]
+    torch.testing.assert_close(one[0, :, :3], torch.ones(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"blur": -1}, "blur"), ({"jitter": math.nan}, "jitter"), ({"noise": -0.1}, "noise"), ({"grid": (9, 2)}, "grid")],
+)
+def test_bad_degradations_are_named(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        network_like(torch.rand(1, 8, 8), **{"grid": (2, 2), "seed": 0} | options)

@@ -250,3 +250,22 @@ def test_without_a_boundary_there_is_nothing_to_say() -> None:
 def test_bad_input_is_named(call, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()
+
+
+# --- normals
+
+
+def test_the_angle_between_normals() -> None:
+    truth = torch.zeros(3, 2, 2)
+    truth[2] = 1
+    tilted = torch.zeros(3, 2, 2)
+    tilted[0], tilted[2] = math.sin(math.radians(30)), math.cos(math.radians(30))
+    assert metrics.normal_angle(5 * tilted, truth) == pytest.approx(30, abs=1e-5)  # lengths do not count
+    assert metrics.normal_angle(-truth, truth) == pytest.approx(180)
+    assert metrics.normal_angle(truth, truth) == 0
+    tilted[:, 0] = torch.nan
+    below = torch.tensor([[False, False], [True, True]])
+    assert metrics.normal_angle(tilted, truth, below) == pytest.approx(30, abs=1e-5)
+    assert metrics.normal_angle(torch.zeros(3, 2, 2), truth) == 90
+    with pytest.raises(ValueError, match="3 channels"):
+        metrics.normal_angle(rand(2, 4, 4), rand(2, 4, 4))

@@ -103,3 +103,16 @@ def test_pictures_are_written_pixel_by_pixel(tmp_path):
     picture = np.array([[[0.0, 0.5, 1.0], [2.0, -1.0, 0.2]]])
     plots.save_picture(picture, tmp_path / "picture.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "picture.png")), [[[0, 128, 255], [255, 0, 51]]])
+
+
+def test_dots_show_every_name_once_and_a_missing_interval(tmp_path):
+    from ua.statistics import Interval
+
+    first = plots.Dots("a", {"x": Interval(1.0, 0.5, 1.5), "y": Interval(2.0, float("nan"), float("nan"))}, 1.0, ("x",))
+    second = plots.Dots("b", {"y": Interval(3.0, 2.0, 4.0)}, 0.0)
+    figure = plots.dots([first, second], title="both")
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["x", "y"] and [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert [line.get_ydata()[0] for line in figure.axes[1].lines[1:]] == [1, 1]
+    plots.save(figure, tmp_path / "dots.png")
+    assert (tmp_path / "dots.png").stat().st_size > 1000
