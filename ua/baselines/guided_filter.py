@@ -36,7 +36,7 @@ def upsample(
         raise ValueError(f"radius must be at least 1 and eps greater than 0, got {radius} and {eps}")
     working = torch.float64 if signal.dtype == torch.float64 else torch.float32
     guide = image.to(working)
-    # On the small grid in float64: a covariance here is a difference of products, and eps may be less than its rounding.
+    # The small grid in float64: a covariance is a difference of products here, and eps may be less than its rounding.
     small = area(guide, (signal.shape[-2], signal.shape[-1]))[0].double()
     mask = torch.ones_like(small[:, :1]) if valid is None else valid[:, None].double()
     values = torch.where(mask > 0, signal.double(), 0)
