@@ -24,6 +24,7 @@ MEASURES = (
     ("normals", "normal_angle", "normals", "ratio", True),
 )
 FORMATS = {"ratio": ".3f", "points": "+.2f"}
+SIGNED = {"ratio": "+.3f", "points": "+.2f"}  # of differences between two methods
 BETTER = {"ratio": "min", "points": "max"}
 NEUTRAL = {"ratio": 1.0, "points": 0.0}
 
@@ -154,11 +155,10 @@ def coverage(part: Sequence[Effect]) -> str:
     return "images: " + ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def cell(interval: Interval | None, kind: str) -> str | None:
+def cell(interval: Interval | None, form: str) -> str | None:
     """The mean and its interval as text; None (shown as a dash) where nothing was measured."""
     if interval is None:
         return None
-    form = FORMATS[kind]
     if interval.low != interval.low:  # NaN: one image has no interval
         return format(interval.mean, form)
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
@@ -170,7 +170,7 @@ def mean_table(tracker: Tracker, name: str, means: dict[Modality, dict[str, Inte
     rows = [
         {
             "method": method,
-            **{modality.name: cell(column.get(method), modality.kind) for modality, column in means.items()},
+            **{modality.name: cell(column.get(method), FORMATS[modality.kind]) for modality, column in means.items()},
         }
         for method in methods
     ]
@@ -199,7 +199,7 @@ def scale_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str) 
 
 
 def paired_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str) -> None:
-    """`default` against every other method on the same images; nothing where it was not measured."""
+    """`default` against every other method on the same images; nothing where it was not measured on two of them."""
     measured = by_image(part)
     rows = []
     for modality in modalities(part):
@@ -209,6 +209,8 @@ def paired_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str)
             if ours is None or theirs is None or method == OURS:
                 continue
             images = [image for image in ours if image in theirs]
+            if len(images) < 2:
+                continue
             compared = paired(
                 [ours[image] for image in images], [theirs[image] for image in images], better=BETTER[modality.kind]
             )
@@ -216,7 +218,7 @@ def paired_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str)
                 {
                     "modality": modality.name,
                     f"{OURS} minus": method,
-                    "difference": cell(compared.difference, modality.kind),
+                    "difference": cell(compared.difference, SIGNED[modality.kind]),
                     "better on": f"{compared.wins}/{compared.count}",
                     "p": compared.p,
                 }
@@ -235,7 +237,10 @@ def degradation_tables(tracker: Tracker) -> None:
         for guide in in_order(effect.guide for effect in part):
             means = intervals([effect for effect in part if effect.guide == guide])
             for method in in_order(effect.method for effect in part):
-                cells = {modality.name: cell(column.get(method), modality.kind) for modality, column in means.items()}
+                cells = {
+                    modality.name: cell(column.get(method), FORMATS[modality.kind])
+                    for modality, column in means.items()
+                }
                 rows.append({"guide": guide, "method": method, **cells})
         caption = f"{explanation('the same method with a clean guide')} LR signal: {regime}."
         tracker.table(f"degradation_{regime}", rows, caption=caption)
