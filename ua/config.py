@@ -14,6 +14,7 @@ CHOICES = {
     "border": ("clamp", "drop"),
     "guide_lr": ("bilinear", "area"),
     "image_lr": ("bicubic", "bilinear", "area"),
+    "signal_is": ("auto", "average", "prediction"),
 }
 
 LARGEST = 1e9  # of any number here: its square is finite in float32
@@ -36,8 +37,13 @@ class FitConfig:
         guide: the space in which colours are compared: a module of `ua.guides`, or the dotted name of your own.
         guide_lr: how the guide of the range term comes to the LR grid: "bilinear" (no antialias) or "area" (mean).
         image_lr: how the LR image that the fit renders is made: "bicubic", "bilinear" (no antialias) or "area".
-        back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. For signals that
-            average the truth (a downsampled depth map); 0 for a network's prediction.
+        signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which
+            the two refinements below then hold exactly, or the "prediction" of a network (class probabilities, noisy
+            depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
+        back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. None for a
+            prediction.
+        diffusions: steps of anisotropic diffusion along the guide that keeps the cells' averages; >= 0.
+        edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         steps: Adam steps; 0 renders with the initial Gaussians.
         lr: learning rate of Adam on the raw maps; > 0, at most 1e9.
         lr_decay: factor on the learning rate after every step; in (0, 1].
@@ -56,7 +62,10 @@ class FitConfig:
     guide: str = "identity"
     guide_lr: str = "bilinear"
     image_lr: str = "bicubic"
+    signal_is: str = "auto"
     back_projections: int = 0
+    diffusions: int = 0
+    edge: float = 0.06
     steps: int = 50
     lr: float = 0.1
     lr_decay: float = 1.0
@@ -65,13 +74,13 @@ class FitConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(plugins.unknown(name, getattr(self, name), choices))
-        for name in ("sigma", "sigma_r", "lr", "lr_decay"):
+        for name in ("sigma", "sigma_r", "edge", "lr", "lr_decay"):
             _require_number(name, getattr(self, name), float, "a positive number")
             object.__setattr__(self, name, float(getattr(self, name)))
             if not (0 < getattr(self, name) <= LARGEST):
                 got = f"got {getattr(self, name)!r} (accepted: above 0, at most {LARGEST:g})"
                 raise ValueError(f"{name} must be a positive number, {got}")
-        for name in ("radius", "steps", "back_projections"):
+        for name in ("radius", "steps", "back_projections", "diffusions"):
             _require_number(name, getattr(self, name), int, "an integer >= 0")
             object.__setattr__(self, name, int(getattr(self, name)))
             if getattr(self, name) < 0:
