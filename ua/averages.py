@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 # Chosen on the development images of `experiment=transfer`, whose table says how often they are right.
-PURE_SHARE = 0.35  # of cells with one class alone: averages of labels have more, softmax outputs less
-ROUGHNESS = 0.35  # averages of depth are smooth but at edges and have less, noisy or jittered maps more
+PURE_SHARE = 0.35  # of cells with one class alone: averages of labels have more, softmax outputs mostly less
+ROUGHNESS = 0.4  # averages of depth are smooth but at edges and have less, noisy or jittered maps more
+LABEL_ROUGHNESS = 0.04  # averages of labels are constant but at edges
 MOST_CHANNELS = 4  # signals of more channels are features, which gain by consistency in either case
 
 
 def averages_truth(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     """Whether each signal looks like the cell averages of a sharp truth.
 
-    - Class probabilities (no value below 0, sums of 1): where at least 35 % of the cells hold one class alone.
+    - Class probabilities (no value below 0, sums of 1): where at least 35 % of the cells hold one class alone, and most
+      second differences between neighbouring cells are 0.
     - Up to 4 channels (depth, normals, masks): where the median second difference between neighbouring cells is small
       beside their root mean square: a piecewise smooth truth has few large ones, noise has them everywhere.
     - More channels (features): always.
@@ -39,7 +41,8 @@ def _averages_truth(values: Tensor, known: Tensor) -> bool:
     """Of one signal (C, h, w)."""
     cells = values[:, known].float()  # (C, cells)
     if len(values) > 1 and cells.numel() and _probabilities(cells):
-        return bool((cells.amax(0) > 1 - 1e-4).float().mean() >= PURE_SHARE)
+        pure = (cells.amax(0) > 1 - 1e-4).float().mean()
+        return bool(pure >= PURE_SHARE) and roughness(values, known) < LABEL_ROUGHNESS
     return len(values) > MOST_CHANNELS or roughness(values, known) < ROUGHNESS
 
 

@@ -65,7 +65,7 @@ class FitConfig:
     signal_is: str = "auto"
     back_projections: int = 0
     diffusions: int = 0
-    edge: float = 0.06
+    edge: float = 0.03
     steps: int = 50
     lr: float = 0.1
     lr_decay: float = 1.0
@@ -139,19 +139,21 @@ PRESETS: dict[str, FitConfig] = {
         steps=50,
         lr=1e-3,
     ),
-    # The best transfer that `experiment=ablation_iters` has measured (the README says how much): no fit, small kernels
-    # on colours as seen, and what the render lacks against the signal added back. Stands until a larger bench says
-    # better.
+    # The best transfer on the development images of `experiment=transfer` (experiments/transfer.md): no fit, small
+    # kernels on colours as seen, and diffusion along the guide that keeps the averages where there are any to keep.
     "default": FitConfig(
         sigma=0.75,
         sigma_unit="cell",
-        sigma_r=0.15,
+        sigma_r=0.1,
         radius=3,
         border="drop",
         guide="lab",
         guide_lr="area",
         image_lr="area",
-        back_projections=3,
+        signal_is="auto",
+        back_projections=1,
+        diffusions=12,
+        edge=0.03,
         steps=0,
     ),
 }

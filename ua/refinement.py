@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ua import backends, degrade, inputs
 
-# Of `kernels.diffusion`: the largest rate with such a momentum that is stable in any image.
+# Of `kernels.diffusion`: about the largest rate that is stable with this momentum in any image.
 RATE = 1 / 6
 MOMENTUM = 0.85
 # How much of what a cell lacks is given back in a step. A prediction is followed loosely: chosen on the development
 # images of `experiment=transfer`.
+# Standard deviation in pixels of the Gaussian under which the guide's edges are looked at: noise and the grain of
+# textures are no edges (Catte, Lions, Morel & Coll 1992).
+SMOOTHING = 1.0
 AVERAGE_SHARE = 1.0
 PREDICTION_SHARE = 0.02
 
@@ -62,6 +67,8 @@ def diffuse(
 def conductances(guide: Tensor, edge: float, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """1 / (1 + d^2 / edge^2) of the colour difference d of neighbours (Perona & Malik 1990, their second function).
 
+    Differences are those of the smoothed guide.
+
     Args:
         guide: (B, G, H, W).
         edge: the difference that halves the conductance, guide units; > 0.
@@ -71,6 +78,7 @@ def conductances(guide: Tensor, edge: float, known: Tensor | None = None) -> tup
         between a pixel and its right neighbour, (B, H, W - 1), and the one below, (B, H - 1, W); in (0, 1].
     """
     maps = []
+    guide = smooth(guide, SMOOTHING)
     for axis in (3, 2):
         size = guide.shape[axis] - 1
         difference = guide.narrow(axis, 1, size) - guide.narrow(axis, 0, size)
@@ -80,3 +88,14 @@ def conductances(guide: Tensor, edge: float, known: Tensor | None = None) -> tup
             conductance = conductance.masked_fill(~both, 0)
         maps.append(conductance)
     return maps[0], maps[1]
+
+
+def smooth(guide: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter of (B, G, H, W), the border pixel repeated outwards; `sigma` in pixels, > 0."""
+    reach = math.ceil(3 * sigma)
+    offsets = torch.arange(-reach, reach + 1, dtype=guide.dtype, device=guide.device)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    weights = weights / weights.sum()
+    planes = F.pad(guide.flatten(0, 1)[:, None], (reach, reach, reach, reach), mode="replicate")
+    across = F.conv2d(planes, weights.view(1, 1, 1, -1))
+    return F.conv2d(across, weights.view(1, 1, -1, 1)).view_as(guide)
