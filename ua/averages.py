@@ -56,10 +56,9 @@ def roughness(values: Tensor, known: Tensor) -> float:
     0 for a ramp with few edges, .67 for Gaussian noise; 0 where no three cells in a row are known (h, w).
     """
     differences = []
-    for axis in (1, 2):
-        before, at, after = (values.narrow(axis, first, max(0, values.shape[axis] - 2)) for first in (0, 1, 2))
-        there = [known.narrow(axis - 1, first, max(0, values.shape[axis] - 2)) for first in (0, 1, 2)]
-        differences.append((before - 2 * at + after)[:, there[0] & there[1] & there[2]])
+    for maps, there in ((values, known), (values.mT, known.mT)):
+        second_difference = maps[..., 2:] - 2 * maps[..., 1:-1] + maps[..., :-2]
+        differences.append(second_difference[:, there[..., 2:] & there[..., 1:-1] & there[..., :-2]])
     second = torch.cat(differences, 1).float()
     if not second.numel():
         return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,17 @@ def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
     lacking = signal.to(average.dtype) - average
     if valid is not None:
         lacking = lacking.masked_fill(~valid[:, None], 0)
-    return out + F.interpolate(lacking, out.shape[-2:], mode="bicubic", align_corners=False).to(out.dtype)
+    down, across = (bicubic_weights(*sizes).to(out) for sizes in zip(out.shape[-2:], signal.shape[-2:], strict=True))
+    halfway = (down @ lacking.to(out.dtype)).flatten(0, 1)
+    return torch.baddbmm(out.flatten(0, 1), halfway, across.mT.expand(len(halfway), -1, -1)).view_as(out)
+
+
+@lru_cache(maxsize=16)
+def bicubic_weights(size: int, cells: int) -> Tensor:
+    """PyTorch's bicubic interpolation from `cells` to `size` as a matrix: some three times as fast on a CPU."""
+    with torch.inference_mode(False), torch.no_grad():
+        each = torch.eye(cells, dtype=torch.float64)[None, :, :, None]  # [1, cells, cells, 1]
+        return F.interpolate(each, (size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
 
 
 def diffuse(

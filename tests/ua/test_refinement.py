@@ -217,3 +217,10 @@ def test_rates_are_stable():
     guide, nothing = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 4, 4)
     result = diffuse(checkerboard, nothing, guide, None, steps=200, edge=1.0, share=1.0, backend="cpu")
     assert result.abs().max() < 1e-3
+
+
+def test_what_cells_lack_is_added_bicubic():
+    torch.manual_seed(0)
+    out, signal = torch.zeros(2, 3, 40, 51, dtype=torch.float64), torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(signal, (40, 51), mode="bicubic", align_corners=False)
+    assert (refinement.back_project(out, signal, None) - expected).abs().max() < 1e-12
