@@ -20,6 +20,7 @@ from torch import Tensor
 import ua
 from kernels.geometry import Factors, Support, disc_offsets, owner_starts
 from ua import plugins
+from ua.refinement import AVERAGE_SHARE, MOMENTUM, RATE, conductances
 from ua.rendering import support, to_grid
 
 GUIDE_CHANNELS = 3
@@ -104,12 +105,14 @@ class Operator:
     least_bytes: what must move between memory and chip at least, for one call (of a fit: one step).
     flops: additions, multiplications and exponentials, each counted as one, for the same.
     whole_call: a call of the library with its checks, timed by the clock of the host also on a GPU.
+    not_by: backends that are not measured: dense matrices of all pixels, or no such operator.
     """
 
     prepare: Callable[[Problem], Callable[[], Any]]
     least_bytes: Callable[[Case], float]
     flops: Callable[[Case], float]
     whole_call: bool = False
+    not_by: tuple[str, ...] = ()
 
 
 def make_problem(case: Case) -> Problem:
@@ -169,6 +172,22 @@ def prepare_fit(problem: Problem) -> Callable[[], ua.Fit]:
 def prepare_end_to_end(problem: Problem) -> Callable[[], Tensor]:
     """Image and signal in, output out: the setting of the paper's table 4."""
     return lambda: problem.fit().render(problem.signal)
+
+
+def prepare_default(problem: Problem) -> Callable[[], Tensor]:
+    """Image and signal in, output out, with the preset "default" whatever the preset of the case."""
+    backend = module_name(problem.case.backend)
+    return lambda: ua.upsample(problem.image, problem.signal, preset="default", backend=backend)
+
+
+def prepare_diffuse(problem: Problem) -> Callable[[], Tensor]:
+    """The diffusion alone, as the preset "default" has it, of a signal that is bilinear between the cells."""
+    config, case = ua.preset("default"), problem.case
+    start = torch.nn.functional.interpolate(problem.signal, (case.size, case.size), mode="bilinear")
+    across, down = conductances(plugins.find("ua.guides", config.guide).transform(problem.image), config.edge)
+    backend = plugins.find("kernels.diffusion", module_name(case.backend))
+    options = {"steps": config.diffusions, "rate": RATE, "momentum": MOMENTUM, "share": AVERAGE_SHARE}
+    return lambda: backend.diffuse(start, problem.signal, across, down, **options)
 
 
 def prepare_authors(problem: Problem, folder: str) -> Callable[[], Tensor]:
@@ -263,6 +282,23 @@ def step_bytes(case: Case) -> float:
     return case.guide_bytes() + case.map_bytes(2 * GUIDE_CHANNELS + 2 * 3 * MAPS)
 
 
+def default_flops(case: Case) -> float:
+    """A render with its radius, and the diffusion; the back-projection is of the size of a step of it."""
+    config = ua.preset("default")
+    mixing = pairs(case, config.radius) * (15 + 3 * GUIDE_CHANNELS + 2 * case.channels)
+    return mixing + diffuse_flops(case)
+
+
+def diffuse_flops(case: Case) -> float:
+    """Steps x channels x pixels x 17: extrapolation 3, four neighbours 3 each, average 1, giving back 1."""
+    return ua.preset("default").diffusions * case.batch * case.channels * case.size**2 * 17
+
+
+def diffuse_bytes(case: Case) -> float:
+    """Start and output, once each, as if all steps were made in a cache; two maps of conductances; the signal."""
+    return 2 * case.output_bytes() + 2 * 4 * case.batch * case.size**2 + case.signal_bytes()
+
+
 def _pairs_of(case: Case) -> int:
     """With the preset's radius for every pixel: where small Gaussians shrink the disc, this counts too much."""
     return pairs(case, ua.preset(case.preset).radius)
@@ -278,6 +314,10 @@ OPERATORS = {
     "fit_step": Operator(prepare_fit, step_bytes, step_flops, whole_call=True),
     "render": Operator(prepare_render, render_bytes, render_flops),
     "render_backward": Operator(prepare_render_backward, backward_bytes, backward_flops),
+    "default": Operator(
+        prepare_default, render_bytes, default_flops, whole_call=True, not_by=("reference", "torch.compile")
+    ),
+    "diffuse": Operator(prepare_diffuse, diffuse_bytes, diffuse_flops, not_by=("reference", "torch.compile")),
 }
 
 

@@ -99,6 +99,7 @@ TARGETS = (
     Target("fit at 224, peak MB", "cpu", 1024, lambda found: found.get("peak_mb", "cpu", "fit_step", 224, 3)),
     Target("end to end at 1024, seconds", "cpu", 12, _whole("seconds", "cpu", 1024)),
     Target("end to end at 1024, peak MB", "cpu", 6144, _whole("peak_mb", "cpu", 1024)),
+    Target("default at 224, seconds", "cpu", 0.25, lambda found: found.get("seconds", "cpu", "default", 224, CHANNELS)),
     Target("fit, exponent in pixels from 224 to 1792", "cpu", 1.1, lambda found: found.exponent("fit_step")),
     Target("render, exponent in pixels from 224 to 1792", "cpu", 1.1, lambda found: found.exponent("render")),
     # Issue 3, one H200.

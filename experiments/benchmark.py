@@ -246,6 +246,8 @@ def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> l
         result += [case("end_to_end", "authors", size) for size in sorted(config.sizes)]
     for backend in backends:
         for operator in config.operators:
+            if backend in OPERATORS[operator].not_by or ("." in backend and operator == "diffuse"):
+                continue  # a backend of one's own has the render alone
             result += [case(operator, backend, size) for size in sorted(config.sizes)]
             if operator in ("render", "render_backward"):
                 result += [case(operator, backend, config.channels_at, channels) for channels in config.more_channels]
