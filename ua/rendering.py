@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.geometry import Factors, Support
-from ua import backends, degrade, inputs, plugins
+from ua import backends, degrade, first_order, inputs, plugins
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
 
@@ -33,7 +34,7 @@ def render(
     backend but `cpu`).
 
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
-    that many times (Irani & Peleg 1991).
+    that many times (Irani & Peleg 1991). `config.first_order` corrects the weights before (`ua.first_order`).
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -41,8 +42,8 @@ def render(
         gaussians: four maps (B, h, w); sigma_x, sigma_y in HR pixels, theta in radians, sigma_r in guide units.
         valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
             candidate is NaN.
-        config: candidates, guide and back-projection (`radius`, `radius_rule`, `border`, `guide`, `guide_lr`,
-            `back_projections`); None: those of the preset "default".
+        config: candidates, guide, correction and back-projection (`radius`, `radius_rule`, `border`, `prefilter`,
+            `guide`, `guide_lr`, `first_order`, `back_projections`); None: those of the preset "default".
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
@@ -68,22 +69,30 @@ def _render(
 ) -> Tensor:
     """`render` of checked arguments; the result may have more digits than the signal."""
     maps = Gaussians(*(lr_map.to(image.dtype) for lr_map in gaussians))
-    guide = plugins.find("ua.guides", config.guide).transform(image)
+    guide = make_guide(image, config)
     chosen = backends.choose(backend, signal, guide)
-    if config.back_projections and signal.dtype in (torch.float16, torch.bfloat16):
+    if (config.back_projections or config.first_order) and signal.dtype in (torch.float16, torch.bfloat16):
         signal = signal.to(guide.dtype)  # rounded once, at the end
-    out = chosen.render(
-        signal,
-        guide,
-        to_grid(guide, inputs.grid_of(signal), config.guide_lr),
-        Factors(*maps.factors()),
+    mix = partial(
+        chosen.render,
+        guide=guide,
+        guide_lr=to_grid(guide, inputs.grid_of(signal), config.guide_lr),
+        factors=Factors(*maps.factors()),
         support=support(config),
         radius=radius_map(maps, guide, config),
         valid=valid,
     )
+    size = (guide.shape[-2], guide.shape[-1])
+    out = first_order.corrected(mix, signal, size, valid) if config.first_order else mix(signal)
     for _ in range(config.back_projections):
         out = back_project(out, signal, valid)
     return out
+
+
+def make_guide(image: Tensor, config: FitConfig) -> Tensor:
+    """What the range term compares, (B, G', H, W): the image (B, G, H, W), prefiltered, in the space of the config."""
+    filtered = plugins.find("ua.prefilters", config.prefilter).apply(image)
+    return plugins.find("ua.guides", config.guide).transform(filtered)
 
 
 @contextmanager
