@@ -136,7 +136,7 @@ def level(image: Tensor, known: Tensor | None = None) -> Tensor:
 
 
 def _of_one(power: Tensor, enough: Tensor) -> Tensor:
-    """The level of one image from the mean squares of its blocks, (G, rows, cols); `enough`: bool, blocks that count."""
+    """The level of one image from the mean squares of its blocks, (G, rows, cols); `enough`: those that count."""
     if not enough.any():
         return power.new_zeros(())
     shared = power[0][enough].quantile(QUANTILE).sqrt()
