@@ -45,12 +45,13 @@ def replaced(image: Tensor, suspects: Tensor, ends: Tensor) -> Tensor:
     Where none is there either (a patch of white sky, say), the median of all.
     """
     known = image.masked_fill(ends, torch.nan)
-    out = image
-    medians = [neighbourhood(image, 2), neighbourhood(known, 2), neighbourhood(known, 1)]
-    for around in medians:
-        value = around[:, suspects].nanmedian(0).values
-        filled = torch.where(value.isnan(), out[suspects], value)
-        out = out.masked_scatter(suspects, filled)
+    out, left = image, suspects
+    for source, reach in ((known, 1), (known, 2), (image, 2)):
+        medians = neighbourhood(source, reach)[:, left].nanmedian(0).values
+        out = out.masked_scatter(left, medians)
+        left = out.isnan()
+        if not left.any():
+            break
     return out
 
 
