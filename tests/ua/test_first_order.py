@@ -84,9 +84,7 @@ def test_all_backends_agree_with_the_reference(backend: str, border: str) -> Non
     found, expected = [], []
     for results, name, dtype in ((found, backend, torch.float32), (expected, "reference", torch.float64)):
         leaves = [t.to(dtype, copy=True).requires_grad_() for t in (signal, *gaussians)]
-        out = ua.render(
-            leaves[0], image.to(dtype), ua.Gaussians(*leaves[1:]), valid=valid, config=config, backend=name
-        )
+        out = ua.render(leaves[0], image.to(dtype), ua.Gaussians(*leaves[1:]), valid=valid, config=config, backend=name)
         coefficients = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         results += [out.detach(), *torch.autograd.grad((coefficients * out).sum(), leaves)]
     for a, b in zip(found, expected, strict=True):

@@ -110,7 +110,8 @@ def test_wandb_is_imported_by_the_tracker_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["ua.parameterisations", "ua.guides", "ua.baselines", "kernels.bilateral", "ua.datasets"]
+    "package",
+    ["ua.parameterisations", "ua.guides", "ua.prefilters", "ua.baselines", "kernels.bilateral", "ua.datasets"],
 )
 def test_exchangeable_parts_do_not_import_each_other_by_list(package: str) -> None:
     # A new part is one new file: the package itself names none of its modules.

@@ -139,12 +139,11 @@ def test_the_guides_space_and_prefilter_count() -> None:
 def test_fits_start_there_and_the_backends_agree(name: str) -> None:
     image = stripes(30, (32, 32))
     fits = [
-        ua.fit(image, (4, 4), **OPTIONS, parameterisation=name, steps=4, backend=backend) for backend in ("cpu", "torch")
+        ua.fit(image, (4, 4), **OPTIONS, parameterisation=name, steps=4, backend=backend)
+        for backend in ("cpu", "torch")
     ]
     torch.testing.assert_close(fits[0].losses, fits[1].losses, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(
-        covariance(fits[0].gaussians), covariance(fits[1].gaussians), rtol=1e-2, atol=1e-2
-    )
+    torch.testing.assert_close(covariance(fits[0].gaussians), covariance(fits[1].gaussians), rtol=1e-2, atol=1e-2)
     start = ua.fit(image, (4, 4), **OPTIONS, parameterisation=name, steps=0, backend="torch")
     error = (start.reconstruct() - image).abs().mean()
     torch.testing.assert_close(fits[0].losses[0, 0], error, rtol=1e-5, atol=1e-7)

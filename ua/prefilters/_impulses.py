@@ -9,11 +9,15 @@ from torch import Tensor
 from ua.prefilters.median import neighbourhood
 
 END = 0.5 / 255  # from 0 or 1: what 8 bits round to it
-DIFFERENCE = 0.2  # from the neighbours, for a pixel at an end to be suspicious
+DIFFERENCE = 0.2  # of a pixel at an end from the mean of its neighbours at no end, to be suspicious
+# The same from the mean of all neighbours: for an image to have impulses (a corner of a two-tone pattern has 5 / 8),
+# and for a pixel to be replaced in one that has.
+FOR_PRESENCE, FOR_REPLACEMENT = 0.65, 0.35
 LEAST_SHARE = 0.01  # of suspicious pixels, for an image to have impulses
-# Impulses fall anywhere: beside one, another is about as likely as elsewhere. Of lines, letters and highlights that end
-# sharply, suspicious pixels come in rows: then it is this many times as likely.
-MOST_CLUSTERED = 3.0
+# Impulses fall anywhere: beside one, another is about as likely as elsewhere. Of lines and letters suspicious pixels
+# come in rows: beside one, another is likelier than this many times their share, and more.
+MOST_CLUSTERED, SLACK = 2.0, 0.03
+MOST_ALIKE = 0.25  # of the eight neighbours at the same end; corners of white and black patches have more
 
 
 def extreme(image: Tensor) -> Tensor:
@@ -21,28 +25,35 @@ def extreme(image: Tensor) -> Tensor:
     return (image <= END) | (image >= 1 - END)
 
 
-def suspicious(image: Tensor, ends: Tensor) -> Tensor:
-    """Those of `ends` that differ from the mean of their unaffected neighbours (of all, where none is)."""
+def suspicious(image: Tensor, ends: Tensor, from_all: float = FOR_PRESENCE) -> Tensor:
+    """Those of `ends` that differ from the mean of their unaffected neighbours.
+
+    Where fewer than half of the eight are unaffected, as in a white sky and along its border, all of them count, and
+    the difference must be more than `from_all`.
+    """
     free = (~ends).to(image)
-    count, total, everything = (_box(hr_map) for hr_map in (free, free * image, image))
-    mean = torch.where(count > 0, total / count.clamp_min(1e-6), (everything - image / 9) * (9 / 8))
-    return ends & ((image - mean).abs() > DIFFERENCE)
+    count, total, everything = (9 * _box(hr_map) for hr_map in (free, free * image, image))
+    many = count > 3.5
+    mean = torch.where(many, total / count.clamp_min(1), (everything - image) / 8)
+    return ends & ((image - mean).abs() > torch.where(many, DIFFERENCE, from_all))
 
 
-def present(suspects: Tensor) -> bool:
+def present(suspects: Tensor, image: Tensor) -> bool:
     """Whether the suspicious pixels of one image, (1, G, H, W), are many, and scattered as impulses are."""
-    found = suspects.float()
+    found = suspects.to(image)
     share = float(found.mean())
     if share < LEAST_SHARE:
         return False
     pairs = (found[..., 1:] * found[..., :-1]).mean() + (found[..., 1:, :] * found[..., :-1, :]).mean()
-    return float(pairs) / 2 < MOST_CLUSTERED * share**2
+    alike = [((9 * _box(end.to(image)) - 1) / 8)[suspects & end].sum() for end in (image <= END, image >= 1 - END)]
+    scattered = float(pairs) / 2 < (MOST_CLUSTERED * share + SLACK) * share
+    return scattered and float(sum(alike) / found.sum()) < MOST_ALIKE
 
 
 def replaced(image: Tensor, suspects: Tensor, ends: Tensor) -> Tensor:
     """Suspicious pixels become the median of the unaffected ones around them, of 3 x 3 or, if there is none, 5 x 5.
 
-    Where none is there either (a patch of white sky, say), the median of all.
+    Where none is there either (in a white sky), the median of all.
     """
     known = image.masked_fill(ends, torch.nan)
     out, left = image, suspects

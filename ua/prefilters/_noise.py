@@ -22,6 +22,7 @@ THRESHOLDS = (2.7, 3.5)  # standard deviations; of the mean of the channels, and
 CALM = 8  # coefficients along a block whose noise is estimated, 16 pixels
 QUANTILE = 0.2  # of the blocks, which one is calm
 LEAST_SHARE = 0.3  # of a block by pixels that count
+OUTSIDE = 1e-3  # weight of blocks that stick out of the image
 
 Shrink = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -53,9 +54,9 @@ def remove(image: Tensor, sigma: Tensor) -> Tensor:
         kept[..., 0] = 1
         return found * kept, kept.square().sum(-1, keepdim=True)
 
-    pilot = _over_blocks(planes, planes, threshold)
-    cleaned = _over_blocks(planes, pilot, wiener)
     height, width = image.shape[-2:]
+    pilot = _over_blocks(planes, planes, (height, width), threshold)
+    cleaned = _over_blocks(planes, pilot, (height, width), wiener)
     cleaned = cleaned[..., BLOCK : BLOCK + height, BLOCK : BLOCK + width]
     return torch.einsum("ij,biyx->bjyx", colours, cleaned).clamp(0, 1)
 
@@ -77,8 +78,8 @@ def _mirror(planes: Tensor) -> Tensor:
     return planes
 
 
-def _over_blocks(planes: Tensor, pilot: Tensor, shrink: Shrink) -> Tensor:
-    """Weighted mean of what `shrink` makes of all blocks that cover a pixel, (B, G, H, W).
+def _over_blocks(planes: Tensor, pilot: Tensor, image_size: tuple[int, int], shrink: Shrink) -> Tensor:
+    """Weighted mean of what `shrink` makes of all blocks that cover a pixel, in the shape of `planes`.
 
     shrink: frequencies of the planes and of the pilot, (B, G, N, 64), to new ones and the noise that is left of each
         block, (B, G, N, 1), whose reciprocal is the block's weight.
@@ -91,10 +92,22 @@ def _over_blocks(planes: Tensor, pilot: Tensor, shrink: Shrink) -> Tensor:
             window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
             found, other = (_blocks(hr_map[window]) @ basis.mT for hr_map in (planes, pilot))
             kept, left_over = shrink(found, other)
-            weight = left_over.reciprocal()
+            inside = _inside(top, size[0], image_size[0])[:, None] * _inside(left, size[1], image_size[1])
+            weight = inside.to(planes).view(-1, 1) / left_over
             total[window] += _unblocks((kept * weight) @ basis, size)
             weights[window] += _unblocks(weight.expand_as(kept), size)
-    return total / weights.clamp_min(1e-12)
+    return total / weights
+
+
+def _inside(first: int, length: int, image: int) -> Tensor:
+    """Along one axis, the weight of each block: 1 of those within the image, hardly anything of others.
+
+    Noise that is mirrored within a block is stronger than noise that is not, and would stay. Where the axis is no
+    multiple of STEP (or shorter than a block), the last pixels need blocks that stick out a little.
+    """
+    start = torch.arange(first, first + length, BLOCK) - BLOCK
+    outside = torch.maximum(-start, start + BLOCK - image)
+    return torch.where(outside < STEP, 1.0, OUTSIDE)
 
 
 def _blocks(planes: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ def _clean(image: Tensor) -> Tensor | None:
         return None if grey is None else grey.expand_as(image)
     out, known = image, None
     ends = _impulses.extreme(image.detach())
-    suspects = _impulses.suspicious(image.detach(), ends)
-    if _impulses.present(suspects):
+    if _impulses.present(_impulses.suspicious(image.detach(), ends), image.detach()):
+        suspects = _impulses.suspicious(image.detach(), ends, _impulses.FOR_REPLACEMENT)
         out, known = _impulses.replaced(image, suspects, ends), ~suspects
     gain = brightening(out.detach())
     if gain > 1:
