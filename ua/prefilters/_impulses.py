@@ -20,6 +20,14 @@ MOST_CLUSTERED, SLACK = 2.0, 0.03
 MOST_ALIKE = 0.25  # of the eight neighbours at the same end; corners of white and black patches have more
 
 
+def find(image: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The pixels of one image, (1, G, H, W), that are to be replaced, and all those at an end; None: no impulses."""
+    ends = extreme(image)
+    if float(ends.float().mean()) < LEAST_SHARE or not present(suspicious(image, ends), image):
+        return None
+    return suspicious(image, ends, FOR_REPLACEMENT), ends
+
+
 def extreme(image: Tensor) -> Tensor:
     """Pixels at an end of the range, bool in the shape of the image."""
     return (image <= END) | (image >= 1 - END)

@@ -33,9 +33,9 @@ def _clean(image: Tensor) -> Tensor | None:
         grey = _clean(image[:, :1])
         return None if grey is None else grey.expand_as(image)
     out, known = image, None
-    ends = _impulses.extreme(image.detach())
-    if _impulses.present(_impulses.suspicious(image.detach(), ends), image.detach()):
-        suspects = _impulses.suspicious(image.detach(), ends, _impulses.FOR_REPLACEMENT)
+    impulses = _impulses.find(image.detach())
+    if impulses is not None:
+        suspects, ends = impulses
         out, known = _impulses.replaced(image, suspects, ends), ~suspects
     gain = brightening(out.detach())
     if gain > 1:
