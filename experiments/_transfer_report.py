@@ -74,6 +74,7 @@ def report(tracker: Tracker, scales: Sequence[int]) -> dict[str, Any]:
         degradation_tables(tracker)
     if predicted := [row for row in tracker.rows if row["signal"] == PREDICTION]:
         summary["predictions"] = prediction_table(tracker, predicted)
+    choice_table(tracker)
     seconds_table(tracker)
     return summary
 
@@ -270,6 +271,22 @@ def prediction_table(tracker: Tracker, rows: Sequence[Row]) -> dict[str, Any]:
         caption=f"Real predictions of networks: IoU, and IoU within 5 pixels of a true boundary; images: {counts}.",
     )
     return {f"{line['guide']} {line['method']}": {name: line[name] for name in columns} for line in table}
+
+
+def choice_table(tracker: Tracker) -> None:
+    """How often `signal_is="auto"` takes a signal for an average of the truth, for each way of making the signal."""
+    measured = [row for row in tracker.rows if row["method"] == YARDSTICK and row["guide"] == CLEAN]
+    lines = []
+    for signal, dataset in in_order((row["signal"], row["dataset"]) for row in measured):
+        line: dict[str, Any] = {"signal": signal, "data": dataset}
+        for regime in in_order(row["regime"] for row in measured):
+            labels = (signal, dataset, regime)
+            found = [row for row in measured if (row["signal"], row["dataset"], row["regime"]) == labels]
+            line[regime] = f"{sum(row['judged_average'] for row in found):.0f}/{len(found)}" if found else None
+        lines.append(line)
+    if lines:
+        caption = "Signals that signal_is=auto takes for averages of the truth, by how they were made. Features always."
+        tracker.table("automatic_choice", lines, caption=caption)
 
 
 def seconds_table(tracker: Tracker) -> None:

@@ -22,6 +22,7 @@ from experiments import _transfer_predictions as predictions
 from experiments import _transfer_report as reports
 from experiments.ablation_iters import Signal, Upsampler, baseline, grid_of, rendering, signal_panels
 from ua import corrupt, datasets, metrics, plots, plugins
+from ua.averages import averages_truth
 from ua.datasets import Sample
 from ua.degrade import area, network_like, one_hot
 from ua.features import descriptor_bank
@@ -248,6 +249,7 @@ def measure(config: Config, sample: Sample, device: str, tracker: Tracker) -> No
                 for truth in known
             ]
             image = corrupted(sample.image, sample.name, guide, config, device)
+            judged = {id(signal): judgement(signal) for _, signal in signals}
             for name, prepare in methods(config).items():
                 wanted = [(regime, signal) for regime, signal in signals if (name, regime, signal.name) in missing]
                 if wanted:
@@ -258,8 +260,13 @@ def measure(config: Config, sample: Sample, device: str, tracker: Tracker) -> No
                     start = now(device)
                     result = upsample(signal.low, signal.low_valid)[0]
                     seconds = {"fit_seconds": fit_seconds, "render_seconds": now(device) - start}
-                    values = score(signal, result) | seconds
+                    values = score(signal, result) | judged[id(signal)] | seconds
                     tracker.log(values, **labels, regime=regime, signal=signal.name, method=name)
+
+
+def judgement(signal: Signal) -> dict[str, float]:
+    """What `signal_is="auto"` takes the signal for: 1, an average of the truth, or 0, a prediction."""
+    return {"judged_average": float(averages_truth(signal.low, signal.low_valid).all())}
 
 
 def measure_predictions(config: Config, device: str, tracker: Tracker) -> None:
@@ -272,6 +279,7 @@ def measure_predictions(config: Config, device: str, tracker: Tracker) -> None:
     for prediction in found:
         start = now(device)
         low = prediction.probabilities[None].to(device)
+        judged = float(averages_truth(low).all())
         for guide in config.guides:
             image = corrupted(prediction.image, prediction.name, guide, config, device)
             for name, prepare in methods(config).items():
@@ -286,7 +294,8 @@ def measure_predictions(config: Config, device: str, tracker: Tracker) -> None:
                 }
                 if tracker.find(**labels) is None:
                     result = prepare(image, (low.shape[-2], low.shape[-1]))(low, None)[0]
-                    tracker.log(predictions.score(prediction, result), **labels)
+                    values = predictions.score(prediction, result) | {"judged_average": judged}
+                    tracker.log(values, **labels)
         tracker.say(f"{prediction.name}: {now(device) - start:.1f} s")
 
 

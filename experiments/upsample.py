@@ -73,7 +73,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     if signal.kind == "depth" and config.output.lower().endswith(".png"):
         lost = int((result < 0.5).sum())  # NaN, which was missing before, is not below
         if lost:
-            tracker.say(f"{lost} pixels lie below half a unit and read as missing in a PNG: try fit.back_projections=0")
+            advice = "try fit.back_projections=0 fit.diffusions=0"
+            tracker.say(f"{lost} pixels lie below half a unit and read as missing in a PNG: {advice}")
     for step, loss in enumerate(fit.losses[:, 0].tolist(), start=1):
         if tracker.find(step=step) is None:
             tracker.log({"loss": loss}, step=step)

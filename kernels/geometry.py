@@ -99,3 +99,25 @@ def reached_pixels(valid: Tensor, size: tuple[int, int], support: Support, radiu
         nearest = torch.where(candidate, nearest.clamp(max=dy * dy + dx * dx), nearest)
     at_pixels = nearest[:, owners(rows, size[0])][:, :, owners(cols, size[1])]
     return at_pixels <= (support.radius if radius is None else radius) ** 2
+
+
+def area_weights(size: int, cells: int) -> Tensor:
+    """Share of each pixel in each cell's average along one axis: (cells, size) float64, rows sum to 1.
+
+    Raises:
+        ValueError: fewer than one cell, or more than pixels.
+    """
+    check_cells(size, cells)
+    edges = torch.arange(cells + 1, dtype=torch.float64) * (size / cells)
+    pixels = torch.arange(size, dtype=torch.float64)
+    low = torch.maximum(edges[:-1, None], pixels)
+    high = torch.minimum(edges[1:, None], pixels + 1)
+    overlap = (high - low).clamp(min=0)
+    overlap[overlap < 1e-9] = 0  # slivers that are rounding of an edge on a pixel border
+    return overlap / overlap.sum(1, keepdim=True)
+
+
+def check_cells(size: int, cells: int) -> None:
+    """Raises ValueError unless an axis of `size` pixels can have so many cells."""
+    if not 1 <= cells <= size:
+        raise ValueError(f"grid must have 1 to {size} cells along an axis of {size} pixels, got {cells}")

@@ -1,4 +1,4 @@
-"""Which module of `kernels.bilateral` computes: by name, or the fastest that takes the tensors at hand."""
+"""Which backend of an operator computes: by name, or the fastest that takes the tensors at hand."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from torch import Tensor
 
 from ua import plugins
 
-PACKAGE = "kernels.bilateral"
+BILATERAL, DIFFUSION = "kernels.bilateral", "kernels.diffusion"
 # Fastest first, by the kind of device that holds the guide; "torch" takes whatever the others refuse.
 AUTO = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
 
 
-def choose(name: str, signal: Tensor, guide: Tensor) -> ModuleType:
-    """The backend `name`; "auto": the fastest that does not refuse.
+def choose(name: str, signal: Tensor, guide: Tensor, package: str = BILATERAL) -> ModuleType:
+    """The backend `name` of the operator `package`; "auto": the fastest that does not refuse.
+
+    A backend of one's own has the render alone: for the diffusion it counts as "auto".
 
     Raises:
         ValueError: unknown name, or a backend that cannot take these tensors (the message says why).
     """
     check_name(name)
-    if name == "auto":
-        candidates = (plugins.find(PACKAGE, fast) for fast in AUTO.get(guide.device.type, ("torch",)))
+    if name == "auto" or ("." in name and package != BILATERAL):
+        candidates = (plugins.find(package, fast) for fast in AUTO.get(guide.device.type, ("torch",)))
         return next(backend for backend in candidates if backend.refuses(signal, guide) is None)
-    backend = plugins.find(PACKAGE, name, needs="refuses", kind="backend")
+    backend = plugins.find(package, name, needs="refuses", kind="backend")
     reason = backend.refuses(signal, guide)
     if reason is not None:
         raise ValueError(f"backend={name!r} cannot compute this: {reason}; use backend='torch' or 'auto'")
@@ -32,6 +34,6 @@ def choose(name: str, signal: Tensor, guide: Tensor) -> ModuleType:
 
 def check_name(name: str) -> None:
     """Raises ValueError for a name that is no backend; a dotted name is only tried when it is used."""
-    accepted = ["auto", *plugins.names(PACKAGE)]
+    accepted = ["auto", *plugins.names(BILATERAL)]
     if not isinstance(name, str) or (name not in accepted and "." not in name):
         raise ValueError(plugins.unknown("backend", name, accepted))

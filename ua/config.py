@@ -15,6 +15,7 @@ CHOICES = {
     "border": ("clamp", "drop"),
     "guide_lr": ("bilinear", "area"),
     "image_lr": ("bicubic", "bilinear", "area"),
+    "signal_is": ("auto", "average", "prediction"),
 }
 
 LARGEST = 1e9  # of any number here: its square is finite in float32
@@ -44,8 +45,13 @@ class FitConfig:
         image_lr: how the LR image that the fit renders is made: "bicubic", "bilinear" (no antialias) or "area".
         first_order: whether renders correct the weights so that linear ramps are reproduced (`ua.first_order`); results
             may then leave the range of the signal. A fit steps the plain weights all the same.
-        back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. For signals that
-            average the truth (a downsampled depth map); 0 for a network's prediction.
+        signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which
+            the two refinements below then hold exactly, or the "prediction" of a network (class probabilities, noisy
+            depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
+        back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. None for a
+            prediction.
+        diffusions: steps of anisotropic diffusion along the guide that keeps the cells' averages; >= 0.
+        edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         steps: Adam steps; 0 renders with the initial Gaussians.
         lr: learning rate of Adam on the raw maps; > 0, at most 1e9.
         lr_decay: factor on the learning rate after every step; in (0, 1].
@@ -67,7 +73,10 @@ class FitConfig:
     guide_lr: str = "bilinear"
     image_lr: str = "bicubic"
     first_order: bool = False
+    signal_is: str = "auto"
     back_projections: int = 0
+    diffusions: int = 0
+    edge: float = 0.03
     steps: int = 50
     lr: float = 0.1
     lr_decay: float = 1.0
@@ -76,13 +85,13 @@ class FitConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(plugins.unknown(name, getattr(self, name), choices))
-        for name in ("sigma", "sigma_r", "lr", "lr_decay"):
+        for name in ("sigma", "sigma_r", "edge", "lr", "lr_decay"):
             _require_number(name, getattr(self, name), float, "a positive number")
             object.__setattr__(self, name, float(getattr(self, name)))
             if not (0 < getattr(self, name) <= LARGEST):
                 got = f"got {getattr(self, name)!r} (accepted: above 0, at most {LARGEST:g})"
                 raise ValueError(f"{name} must be a positive number, {got}")
-        for name in ("radius", "steps", "back_projections"):
+        for name in ("radius", "steps", "back_projections", "diffusions"):
             _require_number(name, getattr(self, name), int, "an integer >= 0")
             object.__setattr__(self, name, int(getattr(self, name)))
             if getattr(self, name) < 0:
@@ -150,19 +159,21 @@ PRESETS: dict[str, FitConfig] = {
         steps=50,
         lr=1e-3,
     ),
-    # The best transfer that `experiment=ablation_iters` has measured (the README says how much): no fit, small kernels
-    # on colours as seen, and what the render lacks against the signal added back. Stands until a larger bench says
-    # better.
+    # The best transfer on the development images of `experiment=transfer` (experiments/transfer.md): no fit, small
+    # kernels on colours as seen, and diffusion along the guide that keeps the averages where there are any to keep.
     "default": FitConfig(
         sigma=0.75,
         sigma_unit="cell",
-        sigma_r=0.15,
+        sigma_r=0.1,
         radius=3,
         border="drop",
         guide="lab",
         guide_lr="area",
         image_lr="area",
-        back_projections=3,
+        signal_is="auto",
+        back_projections=1,
+        diffusions=12,
+        edge=0.03,
         steps=0,
     ),
 }

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.geometry import area_weights, check_cells
+
 WINDOW_END = 3.0  # where the windows of `network_like` end, in standard deviations
 LEAST_COVERAGE = 0.05  # of a window by known pixels, for its cell to be known
 
@@ -55,22 +57,6 @@ def area(signal: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> 
     return average, known.squeeze(-3).expand(signal.shape[:-3] + tuple(grid)).clone()
 
 
-def area_weights(size: int, cells: int) -> Tensor:
-    """Share of each pixel in each cell's average along one axis: (cells, size) float64, rows sum to 1.
-
-    Raises:
-        ValueError: fewer than one cell, or more than pixels.
-    """
-    _check_cells(size, cells)
-    edges = torch.arange(cells + 1, dtype=torch.float64) * (size / cells)
-    pixels = torch.arange(size, dtype=torch.float64)
-    low = torch.maximum(edges[:-1, None], pixels)
-    high = torch.minimum(edges[1:, None], pixels + 1)
-    overlap = (high - low).clamp(min=0)
-    overlap[overlap < 1e-9] = 0  # slivers that are rounding of an edge on a pixel border
-    return overlap / overlap.sum(1, keepdim=True)
-
-
 def network_like(
     truth: Tensor,
     grid: tuple[int, int],
@@ -111,7 +97,7 @@ def network_like(
             raise ValueError(f"{name} must be at least 0, got {value}")
     rows, columns = grid
     for size, cells in zip(truth.shape[-2:], grid, strict=True):
-        _check_cells(size, cells)
+        check_cells(size, cells)
     dtype = _working(truth.dtype)
     mask = torch.ones_like(truth[0], dtype=torch.bool) if valid is None else _check_mask(valid, truth)
     weights = mask.to(dtype)
@@ -170,11 +156,6 @@ def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels must be -1 to {num_classes - 1}, got {labels.min().item()} to {labels.max().item()}")
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]
     return (labels.unsqueeze(-3) == classes).float(), labels >= 0
-
-
-def _check_cells(size: int, cells: int) -> None:
-    if not 1 <= cells <= size:
-        raise ValueError(f"grid must have 1 to {size} cells along an axis of {size} pixels, got {cells}")
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

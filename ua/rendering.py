@@ -14,8 +14,10 @@ from torch import Tensor
 
 from kernels.geometry import Factors, Support
 from ua import backends, degrade, first_order, inputs, plugins
+from ua.averages import averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
+from ua.refinement import AVERAGE_SHARE, PREDICTION_SHARE, back_project, diffuse
 
 
 def render(
@@ -34,7 +36,9 @@ def render(
     backend but `cpu`).
 
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
-    that many times (Irani & Peleg 1991). `config.first_order` corrects the weights before (`ua.first_order`).
+    that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
+    (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says.
+    `config.first_order` corrects the weights before all that (`ua.first_order`).
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -42,8 +46,9 @@ def render(
         gaussians: four maps (B, h, w); sigma_x, sigma_y in HR pixels, theta in radians, sigma_r in guide units.
         valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
             candidate is NaN.
-        config: candidates, guide, correction and back-projection (`radius`, `radius_rule`, `border`, `prefilter`,
-            `guide`, `guide_lr`, `first_order`, `back_projections`); None: those of the preset "default".
+        config: candidates, guide, correction and refinement (`radius`, `radius_rule`, `border`, `prefilter`, `guide`,
+            `guide_lr`, `first_order`, `signal_is`, `back_projections`, `diffusions`, `edge`); None: those of the preset
+            "default".
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
@@ -70,11 +75,10 @@ def _render(
     """`render` of checked arguments; the result may have more digits than the signal."""
     maps = Gaussians(*(lr_map.to(image.dtype) for lr_map in gaussians))
     guide = make_guide(image, config)
-    chosen = backends.choose(backend, signal, guide)
-    if (config.back_projections or config.first_order) and signal.dtype in (torch.float16, torch.bfloat16):
+    if (config.first_order or refines(config)) and signal.dtype in (torch.float16, torch.bfloat16):
         signal = signal.to(guide.dtype)  # rounded once, at the end
     mix = partial(
-        chosen.render,
+        backends.choose(backend, signal, guide).render,
         guide=guide,
         guide_lr=to_grid(guide, inputs.grid_of(signal), config.guide_lr),
         factors=Factors(*maps.factors()),
@@ -83,9 +87,35 @@ def _render(
         valid=valid,
     )
     size = (guide.shape[-2], guide.shape[-1])
-    out = first_order.corrected(mix, signal, size, valid) if config.first_order else mix(signal)
-    for _ in range(config.back_projections):
+    out: Tensor = first_order.corrected(mix, signal, size, valid) if config.first_order else mix(signal)
+    return refine(out, signal, guide, valid, config, backend) if refines(config) else out
+
+
+def refines(config: FitConfig) -> bool:
+    """Whether there is more to a render than the mixture."""
+    return bool(config.back_projections or config.diffusions)
+
+
+def refine(out: Tensor, signal: Tensor, guide: Tensor, valid: Tensor | None, config: FitConfig, backend: str) -> Tensor:
+    """Back-projections and diffusions of a mixture (B, C, H, W); images whose signals are of two kinds go apart."""
+    if config.signal_is != "auto":
+        averages = config.signal_is == "average"
+    else:
+        kinds = averages_truth(signal, valid).to(out.device)
+        averages = bool(kinds.all())
+        if not averages and bool(kinds.any()):
+            result = torch.empty_like(out)
+            for some, kind in ((kinds, "average"), (~kinds, "prediction")):
+                mask, own = None if valid is None else valid[some], config.replace(signal_is=kind)
+                result[some] = refine(out[some], signal[some], guide[some], mask, own, backend)
+            return result
+    for _ in range(config.back_projections if averages else 0):
         out = back_project(out, signal, valid)
+    if config.diffusions:
+        share = AVERAGE_SHARE if averages else PREDICTION_SHARE
+        out = diffuse(
+            out, signal, guide, valid, steps=config.diffusions, edge=config.edge, share=share, backend=backend
+        )
     return out
 
 
@@ -100,15 +130,6 @@ def no_autocast() -> Iterator[None]:
     """Within, products keep the digits of their arguments, whatever autocast a caller has switched on."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
-
-
-def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
-    """Add what `out` (B, C, H, W) lacks against the LR signal (B, C, h, w) in every valid cell; NaN stays NaN."""
-    average, _ = degrade.area(out, inputs.grid_of(signal), valid=None if valid is None else ~out.isnan()[:, 0])
-    lacking = signal.to(average.dtype) - average
-    if valid is not None:
-        lacking = lacking.masked_fill(~valid[:, None], 0)
-    return out + F.interpolate(lacking, out.shape[-2:], mode="bicubic", align_corners=False).to(out.dtype)
 
 
 def to_grid(guide: Tensor, grid: tuple[int, int], how: str) -> Tensor:

@@ -79,11 +79,11 @@ def test_a_backend_of_ones_own_by_dotted_name(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "own_backends").mkdir()
     (tmp_path / "own_backends" / "counting.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    found = ua.upsample(IMAGE, SIGNAL, backend="own_backends.counting", back_projections=0)
+    found = ua.upsample(IMAGE, SIGNAL, backend="own_backends.counting", back_projections=0, diffusions=0)
     from own_backends import counting
 
     assert counting.calls == [1]
-    assert torch.equal(found, ua.upsample(IMAGE, SIGNAL, backend="reference", back_projections=0))
+    assert torch.equal(found, ua.upsample(IMAGE, SIGNAL, backend="reference", back_projections=0, diffusions=0))
 
 
 # --- the Triton backend through the library, on a GPU or under Triton's interpreter
@@ -114,7 +114,7 @@ def test_triton_fits_every_parameterisation(parameterisation: str) -> None:
 @needs_triton
 def test_triton_keeps_half_precision_and_its_gradient() -> None:
     signal = SIGNAL.to(DEVICE).half().requires_grad_()
-    out = ua.upsample(IMAGE.to(DEVICE), signal, back_projections=0, backend="triton")
+    out = ua.upsample(IMAGE.to(DEVICE), signal, back_projections=0, diffusions=0, backend="triton")
     assert out.dtype == torch.float16
     out.sum().backward()
     # Weights of a pixel sum to one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ua.baselines import bicubic
-from ua.rendering import back_project
+from ua.refinement import back_project
 
 
 def upsample(image: Tensor, signal: Tensor, valid: Tensor | None = None, *, times: int = 3) -> Tensor:

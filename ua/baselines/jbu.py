@@ -53,6 +53,7 @@ def upsample(
         "radius": radius,
         "radius_rule": "fixed",
         "back_projections": 0,
+        "diffusions": 0,
     }
     result = ua.upsample(image, signal, valid=valid, **(fields | options))
     if valid is None:

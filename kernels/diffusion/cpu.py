@@ -1,0 +1,150 @@
+"""The fused CPU backend, in float32 by Numba: channels are shared between threads, all steps of one stay in the cache.
+
+The loops are in `_cpu_loops`. Results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.geometry import area_weights
+
+CHANNELS = 8  # of one job: enough to hide its start, few enough to share a small signal out
+
+
+def refuses(signal: Tensor, guide: Tensor) -> str | None:
+    """Why this backend cannot take these tensors (`guide`: a conductance); None: it can."""
+    if guide.device.type != "cpu" or signal.device.type != "cpu":
+        return f"it needs tensors on the CPU, got {signal.device} and {guide.device}"
+    if torch.float64 in (signal.dtype, guide.dtype):
+        return "it computes in float32, got float64"
+    if guide.requires_grad:
+        return "it has no gradient with respect to the image"
+    if importlib.util.find_spec("numba") is None:
+        return "it needs the package numba"
+    return None
+
+
+def diffuse(
+    start: Tensor,
+    signal: Tensor,
+    across: Tensor,
+    down: Tensor,
+    *,
+    steps: int,
+    rate: float,
+    momentum: float,
+    share: float,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Same contract as `kernels.diffusion.reference.diffuse`, with gradients to `start` and `signal`."""
+    return _Diffuse.apply(start, signal, across, down, steps, rate, momentum, share, valid)
+
+
+class _Diffuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, signal: Tensor, *rest: Any) -> Tensor:
+        problems = _problems(start, signal, *rest)
+        ctx.problems, ctx.dtypes, ctx.grid = problems, (start.dtype, signal.dtype), signal.shape[-2:]
+        first, wanted = _floats(start), _floats(signal)
+        out = np.empty_like(first)
+
+        def work(image: int, some: slice) -> None:
+            _loops().diffuse_planes(problems[image], first[image, some], wanted[image, some], out[image, some])
+
+        _for_all(work, *start.shape[:2])
+        return torch.from_numpy(out).to(start.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = _floats(d_out)
+        d_start, d_signal = np.empty_like(gradient), np.empty((*gradient.shape[:2], *ctx.grid), np.float32)
+
+        def work(image: int, some: slice) -> None:
+            _loops().transposed_planes(
+                ctx.problems[image], gradient[image, some], d_start[image, some], d_signal[image, some]
+            )
+
+        _for_all(work, *gradient.shape[:2])
+        results = (
+            torch.from_numpy(array).to(kind) for array, kind in zip((d_start, d_signal), ctx.dtypes, strict=True)
+        )
+        return *results, *[None] * 7
+
+
+def _problems(
+    start: Tensor,
+    signal: Tensor,
+    across: Tensor,
+    down: Tensor,
+    steps: int,
+    rate: float,
+    momentum: float,
+    share: float,
+    valid: Tensor | None,
+) -> list[Any]:
+    """What the loops take, one entry an image."""
+    (height, width), (rows, cols) = start.shape[-2:], signal.shape[-2:]
+    row_cell, row_part = _axis(height, rows)
+    col_cell, col_part = _axis(width, cols)
+    mask = torch.ones(len(start), rows, cols) if valid is None else valid.float()
+    maps = (_floats(rate * across), _floats(rate * down), _floats(share * mask))
+    return [
+        _loops().Problem(
+            across=maps[0][image],
+            down=maps[1][image],
+            valid=maps[2][image],
+            row_cell=row_cell,
+            row_part=row_part,
+            col_cell=col_cell,
+            col_part=col_part,
+            area=np.float32(height * width / (rows * cols)),
+            momentum=np.float32(momentum),
+            steps=steps,
+        )
+        for image in range(len(start))
+    ]
+
+
+@lru_cache(maxsize=16)
+def _axis(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """First cell of every pixel along an axis, and the part of the pixel that lies in it."""
+    overlap = area_weights(size, cells) * (size / cells)
+    first = (overlap > 0).int().argmax(0)
+    part = overlap[first, torch.arange(size)]
+    part[part > 1 - 1e-6] = 1
+    return first.numpy().astype(np.int64), part.numpy().astype(np.float32)
+
+
+def _floats(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _for_all(work: Callable[[int, slice], None], batch: int, channels: int) -> None:
+    """`work` of some channels of every image, on as many threads as PyTorch uses."""
+    jobs = [(image, slice(first, first + CHANNELS)) for image in range(batch) for first in range(0, channels, CHANNELS)]
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) == 1:
+        for job in jobs:
+            work(*job)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="kernels-cpu") as pool:
+        list(pool.map(lambda job: work(*job), jobs))
+
+
+@cache
+def _loops() -> Any:
+    """The compiled loops, imported when first needed: Numba takes a second to import."""
+    from kernels.diffusion import _cpu_loops
+
+    return _cpu_loops

@@ -1,0 +1,226 @@
+"""Back-projection and diffusion around a render: what they keep, where nothing flows, and what `signal_is` decides."""
+
+import pytest
+import torch
+
+import ua
+from ua import refinement
+from ua.averages import averages_truth, roughness
+from ua.degrade import area, network_like, one_hot
+from ua.refinement import conductances, diffuse, smooth
+
+SETTINGS = {
+    "steps": 0,
+    "sigma": 0.75,
+    "sigma_unit": "cell",
+    "radius": 3,
+    "guide": "identity",
+    "back_projections": 0,
+    "diffusions": 0,
+}
+
+
+def disc_on_grain():
+    """A disc of a faint colour on a grainy guide, and the depth that goes with it, (1, C, 64, 96)."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
+    inside = (y - 30).square() + (x - 47).square() < 400
+    grain = 0.15 * torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    image = (torch.where(inside, 0.5, 0.3) + grain).clamp(0, 1)
+    return image, torch.where(inside, 5.0, 1.0)[None, None]
+
+
+def test_conductance_is_one_on_flat_ground_and_half_at_the_named_difference():
+    guide = torch.zeros(1, 1, 8, 40)
+    across, down = conductances(guide, 0.1)
+    assert across.shape == (1, 8, 39) and down.shape == (1, 7, 40)
+    assert torch.equal(across, torch.ones_like(across)) and torch.equal(down, torch.ones_like(down))
+    ramp = 0.1 * torch.arange(40.0).expand(1, 1, 8, 40)  # smoothing keeps a ramp but at the border
+    across, down = conductances(ramp, 0.1)
+    assert across[..., 5:-5] == pytest.approx(torch.full((1, 8, 29), 0.5), abs=1e-5)
+    assert down == pytest.approx(torch.ones_like(down))
+
+
+def test_nothing_flows_from_or_to_unknown_pixels():
+    known = torch.ones(1, 8, 8, dtype=torch.bool)
+    known[:, 3, 4] = False
+    across, down = conductances(torch.zeros(1, 3, 8, 8), 0.1, known)
+    assert (across == 0).sum() == 2 and (down == 0).sum() == 2
+    assert across[0, 3, 3] == across[0, 3, 4] == down[0, 2, 4] == down[0, 3, 4] == 0
+
+
+def test_smoothing_is_a_gaussian_filter():
+    spike = torch.zeros(1, 2, 21, 21, dtype=torch.float64)
+    spike[..., 10, 10] = 1
+    result = smooth(spike, 1.5)
+    assert result.sum((-2, -1)) == pytest.approx(torch.ones(1, 2, dtype=torch.float64))
+    offsets = torch.arange(21) - 10
+    variance = (result[0, 0].sum(0) * offsets.square()).sum()
+    assert variance.sqrt() == pytest.approx(1.5, rel=0.02)  # a little less: it ends at three standard deviations
+    assert torch.equal(result, result.mT)
+    constant = torch.full((1, 1, 5, 7), 0.3)
+    assert smooth(constant, 1.0) == pytest.approx(constant)
+
+
+def test_diffusion_ignores_the_grain_of_the_guide_that_a_mixture_copies():
+    image, depth = disc_on_grain()
+    low, _ = area(depth, (4, 6))
+
+    def error(**options):
+        return (ua.upsample(image, low, **SETTINGS | options) - depth).square().mean().sqrt()
+
+    plain, projected = error(), error(back_projections=1)
+    diffused = error(back_projections=1, diffusions=12, signal_is="average")
+    assert diffused < 0.6 * projected and projected < plain
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 100)], ids=["whole scale", "broken scale"])
+def test_the_averages_of_an_average_are_kept(size):
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, *size)
+    low = torch.randn(1, 5, 4, 6)
+    fit = ua.fit(image, (4, 6), **SETTINGS | {"diffusions": 12}, signal_is="average")
+    kept = area(fit.render(low), (4, 6))[0]
+    bound = 1e-5 if size == (64, 96) else 0.05  # cells that share pixels undo a little of each other's
+    assert (kept - low).abs().max() < bound
+    loose = ua.fit(image, (4, 6), **SETTINGS | {"diffusions": 12}, signal_is="prediction").render(low)
+    assert (area(loose, (4, 6))[0] - low).abs().max() > 0.1
+
+
+def test_a_prediction_gets_no_back_projection():
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    low = torch.randn(1, 2, 4, 6, generator=torch.Generator().manual_seed(1))
+    plain = ua.upsample(image, low, **SETTINGS)
+    assert torch.equal(ua.upsample(image, low, **SETTINGS | {"back_projections": 3}, signal_is="prediction"), plain)
+    assert not torch.equal(ua.upsample(image, low, **SETTINGS | {"back_projections": 3}, signal_is="average"), plain)
+
+
+def test_holes_stay_and_do_not_spread():
+    image, depth = disc_on_grain()
+    low, _ = area(depth, (4, 6))
+    valid = torch.ones(1, 4, 6, dtype=torch.bool)
+    valid[0, :3, :4] = False
+    options = {**SETTINGS, "radius": 1, "diffusions": 12, "back_projections": 1}
+    plain = ua.upsample(image, low, valid=valid, **SETTINGS | {"radius": 1})
+    for kind in ("average", "prediction", "auto"):
+        result = ua.upsample(image, low, valid=valid, signal_is=kind, **options)
+        assert torch.equal(result.isnan(), plain.isnan()) and plain.isnan().any()
+        assert result[~result.isnan()].min() > 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_backends_agree_and_so_do_their_gradients(backend):
+    torch.manual_seed(0)
+    image, low = torch.rand(2, 3, 20, 27), torch.randn(2, 3, 3, 4)
+    valid = torch.rand(2, 3, 4) > 0.2
+    options = {**SETTINGS, "diffusions": 5, "back_projections": 1, "signal_is": "average", "valid": valid}
+    seen = []
+    for name in ("reference", backend):
+        signal = low.clone().requires_grad_()
+        result = ua.upsample(image, signal, backend=name, **options)
+        result.nan_to_num().square().sum().backward()
+        seen.append((result.detach().nan_to_num(), signal.grad))
+    for ours, theirs in zip(*seen, strict=True):
+        assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+
+
+def test_gradients_of_the_image_pass_the_conductances():
+    image = torch.rand(1, 1, 5, 6, dtype=torch.float64, requires_grad=True)
+    low = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+    gaussians = ua.fit(image.detach(), (2, 2), **SETTINGS).gaussians
+    config = ua.FitConfig(**SETTINGS | {"diffusions": 3}, signal_is="average", edge=0.3)
+
+    def render(pixels):
+        return ua.render(low, pixels, gaussians, config=config, backend="torch")
+
+    assert torch.autograd.gradcheck(render, image, atol=1e-6)
+
+
+def test_half_precision_is_rounded_once():
+    torch.manual_seed(0)
+    image, low = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4).half()
+    options = {**SETTINGS, "diffusions": 12, "signal_is": "average"}
+    exact = ua.upsample(image, low.float(), **options)
+    assert torch.equal(ua.upsample(image, low, **options), exact.half())
+
+
+def test_a_batch_is_decided_item_by_item():
+    depth = torch.zeros(2, 1, 16, 16)
+    depth[:, :, :, 8:] = 4.0
+    depth[1] += torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert averages_truth(depth).tolist() == [True, False]
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    both = ua.upsample(image, depth)
+    for item in (0, 1):
+        assert torch.equal(both[item : item + 1], ua.upsample(image[item : item + 1], depth[item : item + 1]))
+
+
+def test_averages_and_predictions_of_labels_are_told_apart():
+    labels = torch.zeros(128, 160, dtype=torch.int64)
+    labels[30:90, 40:120] = 1
+    labels[60:, 100:] = 2
+    maps, _ = one_hot(labels, 3)
+    average, _ = area(maps, (16, 20))
+    assert averages_truth(average[None]).all()
+    softmax = torch.softmax(6 * average + torch.randn(average.shape, generator=torch.Generator().manual_seed(0)), 0)
+    assert not averages_truth(softmax[None]).any()
+    predicted, _ = network_like(maps, (16, 20), seed=0)
+    predicted = predicted.clamp(min=0)
+    assert not averages_truth((predicted / predicted.sum(0))[None]).any()
+
+
+def test_averages_and_predictions_of_depth_are_told_apart():
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(160.0), indexing="ij")
+    depth = (2 + 0.01 * x + torch.where((y - 60).square() + (x - 80).square() < 900, -1.0, 0.0))[None]
+    assert averages_truth(area(depth, (16, 20))[0][None]).all()
+    assert not averages_truth(network_like(depth, (16, 20), seed=0)[0][None]).any()
+
+
+def test_features_and_what_cannot_be_judged_count_as_averages():
+    assert averages_truth(torch.randn(1, 8, 16, 16)).all()
+    assert averages_truth(torch.randn(1, 1, 2, 2)).all()  # no three cells in a row
+    nothing = torch.zeros(1, 16, 16, dtype=torch.bool)
+    assert averages_truth(torch.randn(1, 1, 16, 16), nothing).all()
+
+
+def test_roughness_of_a_ramp_and_of_noise():
+    everywhere = torch.ones(64, 64, dtype=torch.bool)
+    ramp = torch.arange(64.0).expand(1, 64, 64).clone()
+    assert roughness(ramp, everywhere) == 0
+    noise = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert roughness(noise, everywhere) == pytest.approx(0.6745, abs=0.03)
+    ramp[0, 10, 10] = float("nan")
+    holes = everywhere.clone()
+    holes[10, 10] = False
+    assert roughness(ramp, holes) == 0
+
+
+def test_errors_name_the_field():
+    for field, value, error in (
+        ("signal_is", "mean", ValueError),
+        ("diffusions", -1, ValueError),
+        ("edge", 0, ValueError),
+    ):
+        with pytest.raises(error, match=field):
+            ua.FitConfig(**{field: value})
+
+
+def test_a_backend_of_ones_own_has_the_diffusion_of_the_library(monkeypatch):
+    image, low = torch.rand(1, 3, 16, 16), torch.randn(1, 2, 4, 4)
+    chosen = ua.upsample(image, low, backend="kernels.bilateral.torch", **SETTINGS | {"diffusions": 4})
+    assert (chosen - ua.upsample(image, low, backend="torch", **SETTINGS | {"diffusions": 4})).abs().max() < 1e-5
+
+
+def test_rates_are_stable():
+    """Conductances of 1 everywhere have the largest eigenvalue, 8: nothing may grow there."""
+    assert 8 * refinement.RATE - 1 < 1 / (1 + 2 * refinement.MOMENTUM)
+    checkerboard = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1)[None, None]
+    guide, nothing = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 4, 4)
+    result = diffuse(checkerboard, nothing, guide, None, steps=200, edge=1.0, share=1.0, backend="cpu")
+    assert result.abs().max() < 1e-3
+
+
+def test_what_cells_lack_is_added_bicubic():
+    torch.manual_seed(0)
+    out, signal = torch.zeros(2, 3, 40, 51, dtype=torch.float64), torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(signal, (40, 51), mode="bicubic", align_corners=False)
+    assert (refinement.back_project(out, signal, None) - expected).abs().max() < 1e-12
