@@ -6,9 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from ua import plugins
+from ua import parameterisations, plugins
 
 CHOICES = {
+    "init": ("isotropic", "structure_tensor"),
     "sigma_unit": ("pixel", "cell"),
     "radius_rule": ("fixed", "pixel", "cell"),
     "border": ("clamp", "drop"),
@@ -30,13 +31,20 @@ class FitConfig:
         sigma: initial sigma_x = sigma_y, in `sigma_unit`; > 0, at most 1e9.
         sigma_unit: "pixel" (HR pixels, whatever the scale) or "cell" (multiples of the scale of each axis).
         sigma_r: initial range sigma, guide units; > 0, at most 1e9.
+        init: "isotropic" (`sigma` along both axes, no angle) or "structure_tensor": longer along the edges of the
+            guide, by exp(.5 coherence) of its structure tensor over the cell (`ua.structure`). The second needs a
+            parameterisation that can turn.
         radius: candidates lie within this many cells of a pixel's owner; 0 to 100.
         radius_rule: "fixed" (`radius` everywhere), or smaller discs of ceil(2 sigma) cells where sigma is counted in
             "pixel"s (the released code, whose units do not match) or in "cell"s (the paper's text).
         border: candidates beyond the grid are dropped ("drop") or count as the border cell once more ("clamp").
+        prefilter: what cleans the image before it becomes the guide: a module of `ua.prefilters` ("none", "median",
+            "denoise", or "auto", which acts on corrupted images alone), or the dotted name of your own.
         guide: the space in which colours are compared: a module of `ua.guides`, or the dotted name of your own.
         guide_lr: how the guide of the range term comes to the LR grid: "bilinear" (no antialias) or "area" (mean).
         image_lr: how the LR image that the fit renders is made: "bicubic", "bilinear" (no antialias) or "area".
+        first_order: whether renders correct the weights so that linear ramps are reproduced (`ua.first_order`); results
+            may then leave the range of the signal. A fit steps the plain weights all the same.
         signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which
             the two refinements below then hold exactly, or the "prediction" of a network (class probabilities, noisy
             depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
@@ -56,12 +64,15 @@ class FitConfig:
     sigma: float = 16.0
     sigma_unit: str = "pixel"
     sigma_r: float = 0.12
+    init: str = "isotropic"
     radius: int = 8
     radius_rule: str = "fixed"
     border: str = "drop"
+    prefilter: str = "none"
     guide: str = "identity"
     guide_lr: str = "bilinear"
     image_lr: str = "bicubic"
+    first_order: bool = False
     signal_is: str = "auto"
     back_projections: int = 0
     diffusions: int = 0
@@ -89,7 +100,16 @@ class FitConfig:
             raise ValueError(f"radius must be at most {LARGEST_RADIUS} cells, got {self.radius!r}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be in (0, 1], got {self.lr_decay!r}")
-        plugins.find("ua.parameterisations", self.parameterisation, needs="Kernels", kind="parameterisation")
+        if not isinstance(self.first_order, bool):
+            got = f"got {self.first_order!r} of type {type(self.first_order).__name__}"
+            raise TypeError(f"first_order must be True or False, {got}")
+        parts = plugins.find("ua.parameterisations", self.parameterisation, needs="Kernels", kind="parameterisation")
+        if self.init != "isotropic" and not parameterisations.can_turn(parts.Kernels):
+            raise ValueError(
+                f"init={self.init!r} needs Gaussians that can turn, and parameterisation={self.parameterisation!r} "
+                "cannot: its Kernels take no `theta`"
+            )
+        plugins.find("ua.prefilters", self.prefilter, needs="apply", kind="prefilter")
         plugins.find("ua.guides", self.guide, needs="transform", kind="guide")
 
     def replace(self, **overrides: object) -> FitConfig:

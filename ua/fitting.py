@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ua import backends, inputs, plugins
+from ua import backends, inputs, plugins, structure
 from ua.config import FitConfig
 from ua.config import preset as find_preset
 from ua.files import as_path, atomic_path
 from ua.gaussians import EPS, Gaussians
 from ua.parameterisations import SMALLEST_SIGMA, Parameterisation
-from ua.rendering import cells_per_pixel, check_gaussians, no_autocast, radius_map, render, support, to_grid
+from ua.rendering import cells_per_pixel, check_gaussians, make_guide, no_autocast, radius_map, render, support, to_grid
 
 Callback = Callable[[int, Tensor, Gaussians], None]
 
@@ -92,7 +92,7 @@ class Fit:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in ("image", "losses", *Gaussians._fields)}
             fields, backend = json.loads(metadata["config"]), metadata["backend"]
-            for part in (fields["guide"], fields["parameterisation"], backend):
+            for part in (fields["guide"], fields["parameterisation"], fields.get("prefilter", "none"), backend):
                 # A dotted name is a module, and importing a module runs code: only the caller may do that.
                 if "." in part and part not in sys.modules:
                     raise ValueError(f"it needs the module {part!r}: import that first, if you trust it")
@@ -148,13 +148,18 @@ def fit(
     with torch.inference_mode(False), torch.enable_grad(), no_autocast():
         pixels = inputs.as_image(image).detach().clone()  # the caller may reuse its memory; the fit keeps this
         rows, cols = inputs.check_grid(grid, pixels)
-        guide = plugins.find("ua.guides", config.guide).transform(pixels)
+        # Without steps, and with round Gaussians, nobody looks at the guide before the render, which makes its own.
+        guide = make_guide(pixels, config) if config.steps or config.init != "isotropic" else pixels
         chosen = backends.choose(backend, guide, guide)
         sigma = (config.sigma, config.sigma)
         if config.sigma_unit == "cell":
             sigma = (config.sigma * guide.shape[-1] / cols, config.sigma * guide.shape[-2] / rows)
         parts = plugins.find("ua.parameterisations", config.parameterisation)
-        kernels: Parameterisation = parts.Kernels((len(guide), rows, cols), *sigma, config.sigma_r).to(guide)
+        start: tuple[Any, ...] = (*sigma, config.sigma_r)  # of a parameterisation that need not know of angles
+        if config.init == "structure_tensor":
+            sigma_x, sigma_y, theta = structure.along_edges(guide, (rows, cols), *sigma)
+            start = (sigma_x, sigma_y, config.sigma_r, theta)
+        kernels: Parameterisation = parts.Kernels((len(guide), rows, cols), *start).to(guide)
         losses = _optimise(kernels, guide, (rows, cols), config, chosen, callback)
         return Fit(kernels.gaussians().detach(), losses, config, pixels, backend)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.geometry import Factors, Support
-from ua import backends, degrade, inputs, plugins
+from ua import backends, degrade, first_order, inputs, plugins
 from ua.averages import averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
@@ -37,6 +38,7 @@ def render(
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
     that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
     (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says.
+    `config.first_order` corrects the weights before all that (`ua.first_order`).
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -44,8 +46,9 @@ def render(
         gaussians: four maps (B, h, w); sigma_x, sigma_y in HR pixels, theta in radians, sigma_r in guide units.
         valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
             candidate is NaN.
-        config: candidates, guide and refinement (`radius`, `radius_rule`, `border`, `guide`, `guide_lr`, `signal_is`,
-            `back_projections`, `diffusions`, `edge`); None: those of the preset "default".
+        config: candidates, guide, correction and refinement (`radius`, `radius_rule`, `border`, `prefilter`, `guide`,
+            `guide_lr`, `first_order`, `signal_is`, `back_projections`, `diffusions`, `edge`); None: those of the preset
+            "default".
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
@@ -71,18 +74,20 @@ def _render(
 ) -> Tensor:
     """`render` of checked arguments; the result may have more digits than the signal."""
     maps = Gaussians(*(lr_map.to(image.dtype) for lr_map in gaussians))
-    guide = plugins.find("ua.guides", config.guide).transform(image)
-    if refines(config) and signal.dtype in (torch.float16, torch.bfloat16):
+    guide = make_guide(image, config)
+    if (config.first_order or refines(config)) and signal.dtype in (torch.float16, torch.bfloat16):
         signal = signal.to(guide.dtype)  # rounded once, at the end
-    out: Tensor = backends.choose(backend, signal, guide).render(
-        signal,
-        guide,
-        to_grid(guide, inputs.grid_of(signal), config.guide_lr),
-        Factors(*maps.factors()),
+    mix = partial(
+        backends.choose(backend, signal, guide).render,
+        guide=guide,
+        guide_lr=to_grid(guide, inputs.grid_of(signal), config.guide_lr),
+        factors=Factors(*maps.factors()),
         support=support(config),
         radius=radius_map(maps, guide, config),
         valid=valid,
     )
+    size = (guide.shape[-2], guide.shape[-1])
+    out: Tensor = first_order.corrected(mix, signal, size, valid) if config.first_order else mix(signal)
     return refine(out, signal, guide, valid, config, backend) if refines(config) else out
 
 
@@ -112,6 +117,12 @@ def refine(out: Tensor, signal: Tensor, guide: Tensor, valid: Tensor | None, con
             out, signal, guide, valid, steps=config.diffusions, edge=config.edge, share=share, backend=backend
         )
     return out
+
+
+def make_guide(image: Tensor, config: FitConfig) -> Tensor:
+    """What the range term compares, (B, G', H, W): the image (B, G, H, W), prefiltered, in the space of the config."""
+    filtered = plugins.find("ua.prefilters", config.prefilter).apply(image)
+    return plugins.find("ua.guides", config.guide).transform(filtered)
 
 
 @contextmanager

@@ -42,12 +42,8 @@ def test_linear_in_the_signal_and_channels_apart(name: str) -> None:
     image = rand(1, 3, 24, 32)
     a, b = rand(1, 2, 6, 8, seed=1), rand(1, 2, 6, 8, seed=2)
     mixed = upsample(name, image, 2 * a - 3 * b)
-    torch.testing.assert_close(
-        mixed, 2 * upsample(name, image, a) - 3 * upsample(name, image, b), atol=1e-4, rtol=1e-4
-    )
-    torch.testing.assert_close(
-        upsample(name, image, a)[:, :1], upsample(name, image, a[:, :1]), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(mixed, 2 * upsample(name, image, a) - 3 * upsample(name, image, b), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(upsample(name, image, a)[:, :1], upsample(name, image, a[:, :1]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -57,9 +53,7 @@ def test_items_of_a_batch_never_mix(name: str) -> None:
     for mask in (None, valid):
         both = upsample(name, image, signal, mask)
         for i in range(2):
-            one = upsample(
-                name, image[i : i + 1], signal[i : i + 1], None if mask is None else mask[i : i + 1]
-            )
+            one = upsample(name, image[i : i + 1], signal[i : i + 1], None if mask is None else mask[i : i + 1])
             torch.testing.assert_close(both[i : i + 1], one, atol=1e-6, rtol=1e-6)
 
 
@@ -72,9 +66,7 @@ def test_an_invalid_cell_is_never_read(name: str) -> None:
     clean = upsample(name, image, signal, valid)
     assert clean.isfinite().all()
     for poison in (1e6, math.nan, math.inf):
-        torch.testing.assert_close(
-            upsample(name, image, torch.where(valid[:, None], signal, poison), valid), clean
-        )
+        torch.testing.assert_close(upsample(name, image, torch.where(valid[:, None], signal, poison), valid), clean)
     constant = upsample(name, image, torch.where(valid[:, None], 7.0, math.nan).expand_as(signal), valid)
     torch.testing.assert_close(constant, torch.full_like(constant, 7), atol=1e-3, rtol=0)
 
@@ -103,9 +95,7 @@ def test_the_result_has_the_dtype_of_the_signal(name: str, dtype: torch.dtype) -
 
 def owner(pixel: int, size: int, cells: int) -> int:
     """The cell with the nearest centre (i + .5) s - .5; of two equally near ones the latter."""
-    distances = [
-        abs(Fraction(2 * i + 1, 2) * Fraction(size, cells) - Fraction(2 * pixel + 1, 2)) for i in range(cells)
-    ]
+    distances = [abs(Fraction(2 * i + 1, 2) * Fraction(size, cells) - Fraction(2 * pixel + 1, 2)) for i in range(cells)]
     return min(range(cells), key=lambda i: (distances[i], -i))
 
 
@@ -195,9 +185,7 @@ def test_guided_filter_agrees_with_a_naive_loop() -> None:
     small = area(image, (5, 4))[0][0]
     slopes, offsets = {}, {}
     near = {
-        (i, j): [
-            (a, b) for a in range(i - 1, i + 2) for b in range(j - 1, j + 2) if 0 <= a < 5 and 0 <= b < 4
-        ]
+        (i, j): [(a, b) for a in range(i - 1, i + 2) for b in range(j - 1, j + 2) if 0 <= a < 5 and 0 <= b < 4]
         for i in range(5)
         for j in range(4)
     }

@@ -38,6 +38,13 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     **{f"{name}-unknown": ({name: "nothing"}, ValueError, f"unknown {name} 'nothing'.*accepted") for name in CHOICES},
     **{f"{name}-none": ({name: None}, (ValueError, TypeError), name) for name in CHOICES},
     "parameterisation-unknown": ({"parameterisation": "isotrop"}, ValueError, "'isotrop'; did you mean 'isotropic'"),
+    "prefilter-unknown": ({"prefilter": "medain"}, ValueError, "unknown prefilter 'medain'; did you mean 'median'"),
+    "first_order-number": ({"first_order": 1}, TypeError, "first_order must be True or False, got 1 of type int"),
+    "init-isotropic-only": (
+        {"init": "structure_tensor", "parameterisation": "isotropic"},
+        ValueError,
+        "init='structure_tensor' needs .* turn, and parameterisation='isotropic' cannot",
+    ),
     "guide-unknown": ({"guide": "rgb"}, ValueError, "unknown guides? 'rgb'.*identity, lab"),
 }
 
@@ -116,12 +123,15 @@ def test_released_is_the_authors_code() -> None:
         "sigma": 16.0,  # HR pixels, whatever the scale
         "sigma_unit": "pixel",
         "sigma_r": 0.12,
+        "init": "isotropic",
         "radius": 8,
         "radius_rule": "pixel",  # R = clamp(ceil(2 sigma), 1, 8) with sigma in pixels
         "border": "clamp",
+        "prefilter": "none",
         "guide": "identity",
         "guide_lr": "bilinear",
         "image_lr": "bicubic",
+        "first_order": False,
         "signal_is": "auto",
         "back_projections": 0,
         "diffusions": 0,

@@ -205,9 +205,7 @@ def test_units_and_classes_of_made_up_files(tmp_path: Path) -> None:
     write(tmp_path, "ade20k/ADE_val_00000001.jpg", photo)
     write(tmp_path, "ade20k/ADE_val_00000001_gt.png", (photo[..., 0] % 151).astype(np.uint8))
     write(tmp_path, "voc/2007_004189.jpg", photo)
-    write(
-        tmp_path, "voc/2007_004189_gt.png", np.where(photo[..., 0] > 20, 255, photo[..., 0]).astype(np.uint8)
-    )
+    write(tmp_path, "voc/2007_004189_gt.png", np.where(photo[..., 0] > 20, 255, photo[..., 0]).astype(np.uint8))
     names = ["nyuv2_basement_00000", "davis_car-shadow_00000", "ade20k_val_00000001", "voc_2007_004189"]
     nyu, davis, ade, voc = shared.load(tmp_path, names, size=(48, 64))
     for sample in (nyu, davis, ade, voc):

@@ -53,9 +53,7 @@ def test_derivatives_are_exact_on_polynomials() -> None:
     inside = (..., slice(25, 35), slice(25, 45))
     torch.testing.assert_close(blur(surface, 3.0, order_x=1)[inside][0, 0], (3 + x.double())[25:35, 25:45])
     torch.testing.assert_close(blur(surface, 3.0, order_x=2)[inside], torch.ones(1, 1, 10, 20).double())
-    torch.testing.assert_close(
-        blur(surface, 3.0, order_y=1)[inside], torch.full((1, 1, 10, 20), -2.0).double()
-    )
+    torch.testing.assert_close(blur(surface, 3.0, order_y=1)[inside], torch.full((1, 1, 10, 20), -2.0).double())
 
 
 def test_a_flat_image_has_its_colour_and_nothing_else() -> None:
@@ -63,12 +61,8 @@ def test_a_flat_image_has_its_colour_and_nothing_else() -> None:
     raw = _raw(image)
     expected = torch.tensor([0.299 * 0.2 + 0.587 * 0.6 + 0.114 * 0.4, -0.4, 0.0]).double()
     for scale in (1, 3):
-        torch.testing.assert_close(
-            raw[0, channels(f"lightness_{scale}"), 7, 9], expected[:1], atol=1e-7, rtol=0
-        )
-        torch.testing.assert_close(
-            raw[0, channels(f"opponent_{scale}"), 7, 9], expected[1:], atol=1e-7, rtol=0
-        )
+        torch.testing.assert_close(raw[0, channels(f"lightness_{scale}"), 7, 9], expected[:1], atol=1e-7, rtol=0)
+        torch.testing.assert_close(raw[0, channels(f"opponent_{scale}"), 7, 9], expected[1:], atol=1e-7, rtol=0)
     colour = [channels(f"{kind}_{scale}") for kind in ("lightness", "opponent") for scale in (1, 3)]
     rest = torch.ones(32, dtype=torch.bool)
     for part in colour:

@@ -111,7 +111,15 @@ def test_wandb_is_imported_by_the_tracker_alone() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["ua.parameterisations", "ua.guides", "ua.baselines", "kernels.bilateral", "kernels.diffusion", "ua.datasets"],
+    [
+        "kernels.bilateral",
+        "kernels.diffusion",
+        "ua.baselines",
+        "ua.datasets",
+        "ua.guides",
+        "ua.parameterisations",
+        "ua.prefilters",
+    ],
 )
 def test_exchangeable_parts_do_not_import_each_other_by_list(package: str) -> None:
     # A new part is one new file: the package itself names none of its modules.

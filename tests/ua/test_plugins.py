@@ -15,7 +15,9 @@ def test_parts_of_a_package_are_its_modules() -> None:
     assert not any(name.startswith("_") for name in plugins.names("kernels.bilateral"))
 
 
-@pytest.mark.parametrize("package", ["ua.parameterisations", "ua.guides", "ua.baselines", "kernels.bilateral"])
+@pytest.mark.parametrize(
+    "package", ["ua.parameterisations", "ua.guides", "ua.prefilters", "ua.baselines", "kernels.bilateral"]
+)
 def test_every_part_can_be_found(package: str) -> None:
     for name in plugins.names(package):
         assert plugins.find(package, name).__name__ == f"{package}.{name}"

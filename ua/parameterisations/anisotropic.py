@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from ua.gaussians import Gaussians
-from ua.parameterisations import Parameterisation, log_parameter, positive
+from ua.parameterisations import Initial, Parameterisation, as_map, log_parameter, positive
 
 
 class Kernels(Parameterisation):
-    def __init__(self, shape: tuple[int, int, int], sigma_x: float, sigma_y: float, sigma_r: float) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], sigma_x: Initial, sigma_y: Initial, sigma_r: float, theta: Initial = 0.0
+    ) -> None:
         super().__init__(shape, sigma_x, sigma_y, sigma_r)
         self.log_sigma_x = log_parameter(shape, sigma_x)
         self.log_sigma_y = log_parameter(shape, sigma_y)
-        self.raw_theta = nn.Parameter(torch.zeros(shape))
+        self.raw_theta = nn.Parameter(torch.atanh(as_map(shape, theta) / math.pi))
         self.log_sigma_r = log_parameter(shape, sigma_r)
 
     def gaussians(self) -> Gaussians:

@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 from ua.gaussians import Gaussians
-from ua.parameterisations import Parameterisation
+from ua.parameterisations import Initial, Parameterisation, as_map
 
 
 class Kernels(Parameterisation):
     maps: Tensor
 
-    def __init__(self, shape: tuple[int, int, int], sigma_x: float, sigma_y: float, sigma_r: float) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], sigma_x: Initial, sigma_y: Initial, sigma_r: float, theta: Initial = 0.0
+    ) -> None:
         super().__init__(shape, sigma_x, sigma_y, sigma_r)
-        values = torch.tensor([sigma_x, sigma_y, 0.0, sigma_r])
-        self.register_buffer("maps", values[:, None, None, None].expand(4, *shape).clone())
+        maps = [as_map(shape, value) for value in (sigma_x, sigma_y, theta, sigma_r)]
+        self.register_buffer("maps", torch.stack([lr_map.to(maps[0]) for lr_map in maps]))
 
     def gaussians(self) -> Gaussians:
         return Gaussians(*self.maps.unbind())

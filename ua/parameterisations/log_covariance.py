@@ -19,16 +19,18 @@ from torch import Tensor, nn
 
 from kernels.geometry import Factors
 from ua.gaussians import EPS, Gaussians
-from ua.parameterisations import Parameterisation, log_parameter, positive
+from ua.parameterisations import Initial, Parameterisation, as_map, log_parameter, positive
 
 
 class Kernels(Parameterisation):
-    def __init__(self, shape: tuple[int, int, int], sigma_x: float, sigma_y: float, sigma_r: float) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], sigma_x: Initial, sigma_y: Initial, sigma_r: float, theta: Initial = 0.0
+    ) -> None:
         super().__init__(shape, sigma_x, sigma_y, sigma_r)
-        log_x, log_y = math.log(sigma_x), math.log(sigma_y)
-        self.mean = nn.Parameter(torch.full(shape, (log_x + log_y) / 2))
-        self.difference = nn.Parameter(torch.full(shape, (log_x - log_y) / 2))
-        self.off_diagonal = nn.Parameter(torch.zeros(shape))
+        log_x, log_y, angle = as_map(shape, sigma_x).log(), as_map(shape, sigma_y).log(), as_map(shape, theta)
+        self.mean = nn.Parameter((log_x + log_y) / 2)
+        self.difference = nn.Parameter((log_x - log_y) / 2 * torch.cos(2 * angle))
+        self.off_diagonal = nn.Parameter((log_x - log_y) / 2 * torch.sin(2 * angle))
         self.log_sigma_r = log_parameter(shape, sigma_r)
 
     def gaussians(self) -> Gaussians:

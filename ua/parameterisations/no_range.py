@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ua.parameterisations import anisotropic
+from ua.parameterisations import Initial, anisotropic
 
 
 class Kernels(anisotropic.Kernels):
-    def __init__(self, shape: tuple[int, int, int], sigma_x: float, sigma_y: float, sigma_r: float) -> None:
-        super().__init__(shape, sigma_x, sigma_y, sigma_r)
+    def __init__(
+        self, shape: tuple[int, int, int], sigma_x: Initial, sigma_y: Initial, sigma_r: float, theta: Initial = 0.0
+    ) -> None:
+        super().__init__(shape, sigma_x, sigma_y, sigma_r, theta)
         del self.log_sigma_r
         self.register_buffer("log_sigma_r", torch.full(shape, torch.inf))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ua.gaussians import Gaussians
-from ua.parameterisations import anisotropic, log_parameter, positive
+from ua.parameterisations import Initial, anisotropic, log_parameter, positive
 
 
 class Kernels(anisotropic.Kernels):
-    def __init__(self, shape: tuple[int, int, int], sigma_x: float, sigma_y: float, sigma_r: float) -> None:
-        super().__init__(shape, sigma_x, sigma_y, sigma_r)
+    def __init__(
+        self, shape: tuple[int, int, int], sigma_x: Initial, sigma_y: Initial, sigma_r: float, theta: Initial = 0.0
+    ) -> None:
+        super().__init__(shape, sigma_x, sigma_y, sigma_r, theta)
         self.log_sigma_r = log_parameter((shape[0], 1, 1), sigma_r)
 
     def gaussians(self) -> Gaussians:
