@@ -134,7 +134,7 @@ PRESETS: dict[str, FitConfig] = {
     # and a quarter of the time. Nine dev images of 224 x 224, x8 and x16, loss over released's final loss: mean .88,
     # worst .96, PSNR higher on each; 320 x 448: mean .86, worst .93. (Grids of 8 x 8 only: mean .93, worst 1.14; with
     # radius 8, 12 steps: mean .95, worst 1.03.) What does it: colours told apart from the start (sigma_r near the
-    # fitted median, .01 to .03), a larger disc without repeated border cells, a larger rate. Transfer is no better.
+    # fitted median, .01 to .03), a larger disc without repeated border cells, a larger rate. Transfer is worse yet.
     "reconstruction": FitConfig(
         sigma=4.0,
         sigma_unit="cell",
