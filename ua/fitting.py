@@ -133,7 +133,7 @@ def fit(
     Args:
         image: tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
         grid: (h, w) of the LR signals to come; any real scales H / h, W / w >= 1.
-        preset: "default", "paper" or "released".
+        preset: "default", "paper", "reconstruction" or "released".
         backend: "auto", "reference", "torch", "cpu" or "triton".
         callback: called after every step with (step from 1, loss before that step (B,), Gaussians of now).
         overrides: fields of `ua.FitConfig`, e.g. `steps=50, lr=0.1`.

@@ -26,7 +26,7 @@ def upsample(
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units; h <= H, w <= W.
         valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
             candidate is NaN.
-        preset: "default" (best transfer that we measured), "paper" or "released".
+        preset: "default" (best transfer that we measured), "reconstruction", "paper" or "released".
         backend: "auto", "reference", "torch", "cpu" or "triton".
         overrides: fields of `ua.FitConfig`, e.g. `steps=50, lr=0.1`.
 

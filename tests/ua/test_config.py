@@ -106,7 +106,7 @@ def test_every_field_is_documented() -> None:
 
 
 def test_names_of_presets() -> None:
-    assert set(ua.PRESETS) == {"released", "paper", "default"}
+    assert set(ua.PRESETS) == {"released", "paper", "reconstruction", "default"}
     for name in ua.PRESETS:
         assert ua.preset(name) is ua.PRESETS[name]
     with pytest.raises(ValueError, match=r"unknown preset 'papr'; did you mean 'paper'"):

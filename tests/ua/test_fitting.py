@@ -18,6 +18,7 @@ import ua
 from kernels.bilateral import cpu, reference
 from kernels.bilateral import torch as blocks
 from kernels.geometry import Support
+from ua.datasets import embedded
 from ua.parameterisations.anisotropic import Kernels
 from ua.rendering import radius_map, to_grid
 
@@ -276,6 +277,16 @@ def test_the_released_fit_does_what_the_paper_says(astronaut: Tensor) -> None:
     # The learning rate of the paper's text barely moves the kernels, that of its code does.
     slow = ua.fit(astronaut, (8, 8), **RELEASED, lr=1e-3)
     assert 0 < psnr(slow.reconstruct(), astronaut) - psnr(start.reconstruct(), astronaut) < 1.5
+
+
+@pytest.mark.parametrize("name", embedded.DEV)
+@pytest.mark.parametrize("scale", [8, 16])
+def test_reconstruction_reaches_in_ten_steps_what_released_reaches_in_51(name: str, scale: int) -> None:
+    [sample] = embedded.load([name], size=(224, 224))
+    assert ua.preset("reconstruction").steps == 10
+    presets, grid = ("released", "reconstruction"), (224 // scale, 224 // scale)
+    released, ours = (ua.fit(sample.image, grid, preset=preset, backend="cpu") for preset in presets)
+    assert float(l1(ours.reconstruct(), ours.image)) <= float(l1(released.reconstruct(), released.image))
 
 
 # --- modes and batches
