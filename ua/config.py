@@ -183,6 +183,7 @@ PRESETS: dict[str, FitConfig] = {
         sigma_r=0.1,
         radius=3,
         border="drop",
+        prefilter="auto",
         guide="lab",
         guide_lr="area",
         image_lr="area",

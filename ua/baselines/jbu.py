@@ -45,6 +45,7 @@ def upsample(
         "parameterisation": "fixed",
         "steps": 0,
         "border": "drop",
+        "prefilter": "none",
         "guide": "identity",
         "guide_lr": "area",
         "sigma": sigma,
