@@ -40,7 +40,7 @@ def suspicious(image: Tensor, ends: Tensor, from_all: float = FOR_PRESENCE) -> T
     the difference must be more than `from_all`.
     """
     free = (~ends).to(image)
-    count, total, everything = (9 * _box(hr_map) for hr_map in (free, free * image, image))
+    count, total, everything = (_sum(hr_map) for hr_map in (free, free * image, image))
     many = count > 3.5
     mean = torch.where(many, total / count.clamp_min(1), (everything - image) / 8)
     return ends & ((image - mean).abs() > torch.where(many, DIFFERENCE, from_all))
@@ -53,7 +53,7 @@ def present(suspects: Tensor, image: Tensor) -> bool:
     if share < LEAST_SHARE:
         return False
     pairs = (found[..., 1:] * found[..., :-1]).mean() + (found[..., 1:, :] * found[..., :-1, :]).mean()
-    alike = [((9 * _box(end.to(image)) - 1) / 8)[suspects & end].sum() for end in (image <= END, image >= 1 - END)]
+    alike = [((_sum(end.to(image)) - 1) / 8)[suspects & end].sum() for end in (image <= END, image >= 1 - END)]
     scattered = float(pairs) / 2 < (MOST_CLUSTERED * share + SLACK) * share
     return scattered and float(sum(alike) / found.sum()) < MOST_ALIKE
 
@@ -74,6 +74,8 @@ def replaced(image: Tensor, suspects: Tensor, ends: Tensor) -> Tensor:
     return out
 
 
-def _box(image: Tensor) -> Tensor:
-    """Mean of 3 x 3 pixels, the border repeated."""
-    return F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+def _sum(image: Tensor) -> Tensor:
+    """Sum of 3 x 3 pixels, the border repeated."""
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]
+    return across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]
