@@ -43,10 +43,12 @@ class FitConfig:
         guide: the space in which colours are compared: a module of `ua.guides`, or the dotted name of your own.
         guide_lr: how the guide of the range term comes to the LR grid: "bilinear" (no antialias) or "area" (mean).
         image_lr: how the LR image that the fit renders is made: "bicubic", "bilinear" (no antialias) or "area".
+        leave_one_out: steps by which `Fit.render` adapts the Gaussians to the signal at hand, so that every cell is
+            best predicted from the others around it (`ua.leave_one_out`); >= 0. For averages alone.
         first_order: whether renders correct the weights so that linear ramps are reproduced (`ua.first_order`); results
             may then leave the range of the signal. A fit steps the plain weights all the same.
         signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which
-            the two refinements below then hold exactly, or the "prediction" of a network (class probabilities, noisy
+            the refinements below then hold exactly, or the "prediction" of a network (class probabilities, noisy
             depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
         back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. None for a
             prediction.
@@ -72,6 +74,7 @@ class FitConfig:
     guide: str = "identity"
     guide_lr: str = "bilinear"
     image_lr: str = "bicubic"
+    leave_one_out: int = 0
     first_order: bool = False
     signal_is: str = "auto"
     back_projections: int = 0
@@ -91,7 +94,7 @@ class FitConfig:
             if not (0 < getattr(self, name) <= LARGEST):
                 got = f"got {getattr(self, name)!r} (accepted: above 0, at most {LARGEST:g})"
                 raise ValueError(f"{name} must be a positive number, {got}")
-        for name in ("radius", "steps", "back_projections", "diffusions"):
+        for name in ("radius", "steps", "leave_one_out", "back_projections", "diffusions"):
             _require_number(name, getattr(self, name), int, "an integer >= 0")
             object.__setattr__(self, name, int(getattr(self, name)))
             if getattr(self, name) < 0:
@@ -176,7 +179,8 @@ PRESETS: dict[str, FitConfig] = {
         lr=0.25,
     ),
     # The best transfer on the development images of `experiment=transfer` (experiments/transfer.md): no fit, small
-    # kernels on colours as seen, and diffusion along the guide that keeps the averages where there are any to keep.
+    # kernels on colours as seen that are adapted to the signal, and diffusion along the guide, which keeps the averages
+    # where there are any to keep.
     "default": FitConfig(
         sigma=0.75,
         sigma_unit="cell",
@@ -188,6 +192,7 @@ PRESETS: dict[str, FitConfig] = {
         guide_lr="area",
         image_lr="area",
         signal_is="auto",
+        leave_one_out=10,
         back_projections=1,
         diffusions=12,
         edge=0.03,

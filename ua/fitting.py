@@ -21,7 +21,17 @@ from ua.config import preset as find_preset
 from ua.files import as_path, atomic_path
 from ua.gaussians import EPS, Gaussians
 from ua.parameterisations import SMALLEST_SIGMA, Parameterisation
-from ua.rendering import cells_per_pixel, check_gaussians, make_guide, no_autocast, radius_map, render, support, to_grid
+from ua.rendering import (
+    adapted,
+    cells_per_pixel,
+    check_gaussians,
+    make_guide,
+    no_autocast,
+    radius_map,
+    render,
+    support,
+    to_grid,
+)
 
 Callback = Callable[[int, Tensor, Gaussians], None]
 
@@ -47,13 +57,18 @@ class Fit:
     def render(self, signal: Any, valid: Any = None) -> Tensor:
         """Mix an LR signal (B, C, h, w), (C, h, w) or (h, w) up to (B, C, H, W); see `ua.render`.
 
+        With `config.leave_one_out` the Gaussians are first adapted to the signal (and not kept); gradients to the
+        signal take the adapted ones as given.
+
         Raises:
             TypeError, ValueError: as `ua.render`; and a signal on another grid than the fit's.
         """
         grid = inputs.grid_of(self.gaussians.theta)
         if hasattr(signal, "shape") and tuple(signal.shape[-2:]) != grid:
             raise ValueError(f"signal must lie on the grid of the fit, {grid}, got shape {tuple(signal.shape)}")
-        return render(signal, self.image, self.gaussians, valid=valid, config=self.config, backend=self.backend)
+        values, mask = inputs.as_signal(signal, valid, self.image)
+        gaussians = adapted(values, self.image, self.gaussians, mask, self.config)
+        return render(values, self.image, gaussians, valid=mask, config=self.config, backend=self.backend)
 
     def reconstruct(self) -> Tensor:
         """The image rendered from its own LR version, (B, G, H, W): what the fit makes similar to the image."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.geometry import Factors, Support
-from ua import backends, degrade, first_order, inputs, plugins
+from ua import backends, degrade, first_order, inputs, leave_one_out, plugins
 from ua.averages import averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
@@ -37,8 +37,8 @@ def render(
 
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
     that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
-    (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says.
-    `config.first_order` corrects the weights before all that (`ua.first_order`).
+    (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says. The
+    Gaussians are those given: `config.leave_one_out` is the matter of `Fit.render`.
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -91,6 +91,35 @@ def _render(
     return refine(out, signal, guide, valid, config, backend) if refines(config) else out
 
 
+def adapted(signal: Tensor, image: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig) -> Gaussians:
+    """The Gaussians for this signal: those given, or, of averages, what `config.leave_one_out` steps make of them."""
+    averages = averages_of(signal, valid, config).to(image.device)
+    if not config.leave_one_out or not bool(averages.any()):
+        return gaussians
+    grid = inputs.grid_of(signal)
+    with no_autocast():
+        guide = make_guide(image, config).detach()
+        found = leave_one_out.fit(
+            signal,
+            to_grid(guide, grid, config.guide_lr),
+            gaussians,
+            valid,
+            scale=(guide.shape[-2] / grid[0], guide.shape[-1] / grid[1]),
+            radius=max(1, config.radius),
+            steps=config.leave_one_out,
+        )
+    if bool(averages.all()):
+        return found
+    return Gaussians(*(torch.where(averages[:, None, None], *pair) for pair in zip(found, gaussians, strict=True)))
+
+
+def averages_of(signal: Tensor, valid: Tensor | None, config: FitConfig) -> Tensor:
+    """Which signals count as averages of the truth, bool (B,)."""
+    if config.signal_is == "auto":
+        return averages_truth(signal, valid)
+    return torch.full((len(signal),), config.signal_is == "average")
+
+
 def refines(config: FitConfig) -> bool:
     """Whether there is more to a render than the mixture."""
     return bool(config.back_projections or config.diffusions)
@@ -98,17 +127,14 @@ def refines(config: FitConfig) -> bool:
 
 def refine(out: Tensor, signal: Tensor, guide: Tensor, valid: Tensor | None, config: FitConfig, backend: str) -> Tensor:
     """Back-projections and diffusions of a mixture (B, C, H, W); images whose signals are of two kinds go apart."""
-    if config.signal_is != "auto":
-        averages = config.signal_is == "average"
-    else:
-        kinds = averages_truth(signal, valid).to(out.device)
-        averages = bool(kinds.all())
-        if not averages and bool(kinds.any()):
-            result = torch.empty_like(out)
-            for some, kind in ((kinds, "average"), (~kinds, "prediction")):
-                mask, own = None if valid is None else valid[some], config.replace(signal_is=kind)
-                result[some] = refine(out[some], signal[some], guide[some], mask, own, backend)
-            return result
+    kinds = averages_of(signal, valid, config).to(out.device)
+    averages = bool(kinds.all())
+    if not averages and bool(kinds.any()):
+        result = torch.empty_like(out)
+        for some, kind in ((kinds, "average"), (~kinds, "prediction")):
+            mask, own = None if valid is None else valid[some], config.replace(signal_is=kind)
+            result[some] = refine(out[some], signal[some], guide[some], mask, own, backend)
+        return result
     for _ in range(config.back_projections if averages else 0):
         out = back_project(out, signal, valid)
     if config.diffusions:

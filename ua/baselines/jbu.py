@@ -53,6 +53,7 @@ def upsample(
         "sigma_r": sigma_r,
         "radius": radius,
         "radius_rule": "fixed",
+        "leave_one_out": 0,
         "back_projections": 0,
         "diffusions": 0,
     }
