@@ -30,24 +30,23 @@ def part_of(i_pixel, i_cell, n_cells, n_pixels):
 
 
 @triton.jit
-def extrapolated(p_near, p_far, offset, mask, keep, momentum):
+def extrapolated(p_near, p_far, offset, keep, momentum):
     """keep near + momentum (near - far), which leaves a constant as it is."""
-    b_near = tl.load(p_near + offset, mask=mask, other=0.0)
-    b_far = tl.load(p_far + offset, mask=mask, other=0.0)
+    b_near, b_far = tl.load(p_near + offset), tl.load(p_far + offset)
     return keep * b_near + momentum * (b_near - b_far)
 
 
 @triton.jit
-def spread(p_cells, o_cells, i_y, i_x, mask, n_rows, n_cols, height, width, WHOLE: tl.constexpr):
+def spread(p_cells, i_y, i_x, n_rows, n_cols, height, width, WHOLE: tl.constexpr):
     """U cells at pixels (i_y, i_x): the sum over the cells that a pixel lies in, by how much of it does."""
     i_row, i_col = i_y * n_rows // height, i_x * n_cols // width
-    p_first = p_cells + o_cells + i_row * n_cols + i_col
-    b_first = tl.load(p_first, mask=mask, other=0.0)
+    p_first = p_cells + i_row * n_cols + i_col
+    b_first = tl.load(p_first)
     if WHOLE:
         return b_first
     # Pixels are no larger than cells, so the rest of a pixel lies in the next one.
-    m_lower = mask & ((i_y + 1) * n_rows > (i_row + 1) * height)
-    m_right = mask & ((i_x + 1) * n_cols > (i_col + 1) * width)
+    m_lower = (i_y + 1) * n_rows > (i_row + 1) * height
+    m_right = (i_x + 1) * n_cols > (i_col + 1) * width
     b_upper, b_left = part_of(i_y, i_row, n_rows, height), part_of(i_x, i_col, n_cols, width)
     b_right = tl.load(p_first + 1, mask=m_right, other=0.0)
     b_below = tl.load(p_first + n_cols, mask=m_lower, other=0.0)
@@ -74,83 +73,90 @@ def step_kernel(
     i_row = i_program // n_across % n_rows
     i_block = i_program // (n_across * n_rows) % n_blocks
     i_image = (i_program // (n_across * n_rows * n_blocks)).to(tl.int64)
-    i_channel = i_block * BC + tl.arange(0, BC)[:, None, None]
+    # 64 bits for the place of a program's first channel, 32 from there on, which take half the registers.
+    i_first = i_image * n_channels + i_block * BC
+    o_first, o_first_cell = i_first * height * width, i_first * n_rows * n_cols
+    p_near += o_first
+    p_far += o_first
+    p_spread += o_first_cell
+    p_lacking += o_first_cell
+    p_next += o_first_cell
+    p_across += i_image * height * (width - 1)
+    p_down += i_image * (height - 1) * width
+    i_channel = tl.arange(0, BC)[:, None, None]
     i_col = i_program % n_across * BJ + tl.arange(0, BJ)[None, :, None]
-    m_channel, m_col = i_channel < n_channels, i_col < n_cols
-    i_col = tl.minimum(i_col, n_cols - 1)
+    m_channel, m_col = i_channel < n_channels - i_block * BC, i_col < n_cols
+    # Places beyond an end read the last one instead, without masks, and are stored nowhere; so do neighbours beyond the
+    # image, to which nothing conducts.
+    i_channel, i_col = tl.minimum(i_channel, n_channels - i_block * BC - 1), tl.minimum(i_col, n_cols - 1)
     i_x = i_col * width // n_cols + tl.arange(0, BX)[None, None, :]
     m_x = m_col & (i_x * n_cols < (i_col + 1) * width)
-    m_mine = m_x & (i_x * n_cols >= i_col * width)
+    i_x = tl.minimum(i_x, width - 1)
+    i_left, i_right = tl.maximum(i_x - 1, 0), tl.minimum(i_x + 1, width - 1)
+    m_mine = m_channel & m_x & (i_x * n_cols >= i_col * width)
     top, bottom = i_row * height // n_rows, tl.cdiv((i_row + 1) * height, n_rows)
-    # Masks of the pixel itself and its neighbours, and their offsets at row 0.
-    m_here, m_left = m_channel & m_x, m_channel & m_x & (i_x > 0)
-    m_right = m_channel & m_x & (i_x + 1 < width)
-    i_plane = i_image * n_channels + i_channel
-    o_plane, o_cells = i_plane * height * width + i_x, i_plane * n_rows * n_cols
-    o_across, o_down = i_image * height * (width - 1) + i_x, i_image * (height - 1) * width + i_x
+    o_plane = i_channel * height * width
+    p_near += o_plane
+    p_far += o_plane
+    p_cells = p_spread + i_channel * n_rows * n_cols
 
-    m_above = (top > 0) & m_x
-    b_up = tl.load(p_down + o_down + (top - 1) * width, mask=m_above, other=0.0).to(tl.float32)
-    b_above = extrapolated(p_near, p_far, o_plane + (top - 1) * width, m_above & m_channel, keep, momentum)
-    b_above += spread(
-        p_spread, o_cells, top - 1, i_x, m_above & m_channel, n_rows, n_cols, height, width, WHOLE
-    )
-    b_own = spread(p_spread, o_cells, top, i_x, m_here, n_rows, n_cols, height, width, WHOLE)
-    b_here = extrapolated(p_near, p_far, o_plane + top * width, m_here, keep, momentum) + b_own
+    i_y = tl.maximum(top - 1, 0)
+    b_up = tl.load(p_down + i_y * width + i_x, mask=m_x & (top > 0), other=0.0).to(tl.float32)
+    b_above = extrapolated(p_near, p_far, i_y * width + i_x, keep, momentum)
+    b_above += spread(p_cells, i_y, i_x, n_rows, n_cols, height, width, WHOLE)
+    b_own = spread(p_cells, top, i_x, n_rows, n_cols, height, width, WHOLE)
+    b_here = extrapolated(p_near, p_far, top * width + i_x, keep, momentum) + b_own
     if WHOLE:  # what the cells spread is the same in all their rows
-        b_own_left = spread(p_spread, o_cells, top, i_x - 1, m_left, n_rows, n_cols, height, width, WHOLE)
-        b_own_right = spread(p_spread, o_cells, top, i_x + 1, m_right, n_rows, n_cols, height, width, WHOLE)
-        b_beyond = spread(
-            p_spread, o_cells, bottom, i_x, m_here & (bottom < height), n_rows, n_cols, height, width, WHOLE
-        )
+        b_own_left = spread(p_cells, top, i_left, n_rows, n_cols, height, width, WHOLE)
+        b_own_right = spread(p_cells, top, i_right, n_rows, n_cols, height, width, WHOLE)
+        b_beyond = spread(p_cells, tl.minimum(bottom, height - 1), i_x, n_rows, n_cols, height, width, WHOLE)
     b_sums = tl.zeros([BC, BJ, BX], tl.float32)
     for i_y in range(top, bottom):
-        o_y = i_y * width
-        m_last = i_y + 1 < height
-        b_below = extrapolated(p_near, p_far, o_plane + o_y + width, m_here & m_last, keep, momentum)
-        b_left = extrapolated(p_near, p_far, o_plane + o_y - 1, m_left, keep, momentum)
-        b_right = extrapolated(p_near, p_far, o_plane + o_y + 1, m_right, keep, momentum)
+        i_below = tl.minimum(i_y + 1, height - 1)
+        b_below = extrapolated(p_near, p_far, i_below * width + i_x, keep, momentum)
+        b_left = extrapolated(p_near, p_far, i_y * width + i_left, keep, momentum)
+        b_right = extrapolated(p_near, p_far, i_y * width + i_right, keep, momentum)
         if WHOLE:
             b_below += tl.where(i_y + 1 < bottom, b_own, b_beyond)
             b_left += b_own_left
             b_right += b_own_right
         else:
-            b_below += spread(
-                p_spread, o_cells, i_y + 1, i_x, m_here & m_last, n_rows, n_cols, height, width, WHOLE
-            )
-            b_left += spread(p_spread, o_cells, i_y, i_x - 1, m_left, n_rows, n_cols, height, width, WHOLE)
-            b_right += spread(p_spread, o_cells, i_y, i_x + 1, m_right, n_rows, n_cols, height, width, WHOLE)
-        p_edge = p_across + o_across + i_y * (width - 1)
+            b_below += spread(p_cells, i_below, i_x, n_rows, n_cols, height, width, WHOLE)
+            b_left += spread(p_cells, i_y, i_left, n_rows, n_cols, height, width, WHOLE)
+            b_right += spread(p_cells, i_y, i_right, n_rows, n_cols, height, width, WHOLE)
+        p_edge = p_across + i_y * (width - 1) + i_x
         b_before = tl.load(p_edge - 1, mask=m_x & (i_x > 0), other=0.0).to(tl.float32)
         b_after = tl.load(p_edge, mask=m_x & (i_x + 1 < width), other=0.0).to(tl.float32)
-        b_down = tl.load(p_down + o_down + o_y, mask=m_x & m_last, other=0.0).to(tl.float32)
+        b_down = tl.load(p_down + i_y * width + i_x, mask=m_x & (i_y + 1 < height), other=0.0).to(tl.float32)
         b_flow = b_before * (b_left - b_here) + b_after * (b_right - b_here)
         b_flow += b_up * (b_above - b_here) + b_down * (b_below - b_here)
         b_new = b_here + rate * b_flow
         if p_out is not None:
-            m_stored = m_channel & m_mine & (i_y * n_rows >= i_row * height)
-            tl.store(p_out + o_plane + o_y, b_new, mask=m_stored)
+            m_stored = m_mine & (i_y * n_rows >= i_row * height)
+            tl.store(p_out + o_first + o_plane + i_y * width + i_x, b_new, mask=m_stored)
         if WHOLE:
             b_sums += b_new
         else:
             b_sums += part_of(i_y, i_row, n_rows, height) * b_new
         b_above, b_here, b_up = b_here, b_below, b_down
 
-    if not WHOLE:
-        b_sums *= part_of(i_x, i_col, n_cols, width)
+    if WHOLE:
+        b_sums = tl.where(m_x, b_sums, 0.0)
+    else:
+        b_sums *= tl.where(m_x, part_of(i_x, i_col, n_cols, width), 0.0)
     area = height.to(tl.float32) / n_rows.to(tl.float32) * (width.to(tl.float32) / n_cols.to(tl.float32))
     b_lacking = -tl.sum(b_sums, 2, keep_dims=True) / area  # [BC, BJ, BX] -> [BC, BJ, 1]
-    o_cell, m_cell = o_cells + i_row * n_cols + i_col, m_channel & m_col
+    o_cell, m_cell = (i_channel * n_rows + i_row) * n_cols + i_col, m_channel & m_col
     if p_signal is not None:
-        b_lacking += tl.load(p_signal + o_cell, mask=m_cell, other=0.0).to(tl.float32)
+        b_lacking += tl.load(p_signal + o_first_cell + o_cell, mask=m_cell, other=0.0).to(tl.float32)
     b_lacking *= share
     if p_valid is not None:
         o_valid = i_image * n_rows * n_cols + i_row * n_cols + i_col
         b_lacking *= tl.load(p_valid + o_valid, mask=m_col, other=0).to(tl.float32)
     b_old = tl.load(p_lacking + o_cell, mask=m_cell, other=0.0)
     if p_total is not None:
-        b_total = tl.load(p_total + o_cell, mask=m_cell, other=0.0)
-        tl.store(p_total + o_cell, b_total + b_old, mask=m_cell)
+        b_total = tl.load(p_total + o_first_cell + o_cell, mask=m_cell, other=0.0)
+        tl.store(p_total + o_first_cell + o_cell, b_total + b_old, mask=m_cell)
     tl.store(p_lacking + o_cell, b_lacking, mask=m_cell)
     tl.store(p_next + o_cell, next_keep * b_lacking + next_momentum * (b_lacking - b_old), mask=m_cell)
 
@@ -163,9 +169,8 @@ def finish_kernel(
     i_plane = (tl.program_id(0) // n_tiles).to(tl.int64)
     o_pixel = tl.program_id(0) % n_tiles * BX + tl.arange(0, BX)
     m_pixel = o_pixel < height * width
-    b_z = tl.load(p_z + i_plane * height * width + o_pixel, mask=m_pixel, other=0.0)
-    i_y, i_x = o_pixel // width, o_pixel % width
-    b_x = b_z + spread(
-        p_spread, i_plane * n_rows * n_cols, i_y, i_x, m_pixel, n_rows, n_cols, height, width, WHOLE
-    )
+    o_read = tl.minimum(o_pixel, height * width - 1)
+    b_z = tl.load(p_z + i_plane * height * width + o_read)
+    i_y, i_x = o_read // width, o_read % width
+    b_x = b_z + spread(p_spread + i_plane * n_rows * n_cols, i_y, i_x, n_rows, n_cols, height, width, WHOLE)
     tl.store(p_out + i_plane * height * width + o_pixel, b_x.to(p_out.dtype.element_ty), mask=m_pixel)

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from kernels.diffusion import _triton_kernels as kernels
 
-FINISH_PIXELS = 1024  # of a program of `finish_kernel`
-MOST_THREADS = 512
+FINISH_PIXELS, FINISH_WARPS = 1024, 4  # of a program of `finish_kernel`
+STAGES = 2  # of Triton, which has no product to hide loads behind here
+MOST_THREADS = 256
 LANES = 128  # columns of a program where cells are narrow: whole rows of cache
-VALUES = 4  # of a thread, as far as the widest cells let it: a thread's channels share its conductances
+# Pixels of a thread, as far as the widest cells let it: its channels share their conductances. Scales that are no
+# integers gather twelve values a pixel, which takes registers.
+VALUES_WHOLE, VALUES_PARTS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,13 @@ class Tile:
     warps: int
 
 
-def tile_for(channels: int, cols: int, columns: int) -> Tile:
+def tile_for(channels: int, cols: int, columns: int, whole: bool) -> Tile:
     """The tile for so many channels, cells along a row and columns of a cell (the widest). No search at run time."""
     columns = _power_of_two(columns)
     cells = min(_power_of_two(cols), max(1, LANES // columns))
     threads = min(MOST_THREADS, max(32, cells * columns))
-    of_thread = max(1, VALUES * threads // max(threads, cells * columns))
+    values = VALUES_WHOLE if whole else VALUES_PARTS
+    of_thread = max(1, values * threads // max(threads, cells * columns))
     return Tile(min(_power_of_two(channels), of_thread), cells, columns, threads // 32)
 
 
@@ -157,7 +161,8 @@ class State:
             n_tiles=tiles,
             BX=FINISH_PIXELS,
             WHOLE=self._whole(),
-            num_warps=4,
+            num_warps=FINISH_WARPS,
+            num_stages=STAGES,
         )
         return out
 
@@ -165,7 +170,7 @@ class State:
         self, out: Tensor | None, inputs: Inputs, rate: float, share: float, now: Factors, following: Factors
     ) -> None:
         batch, channels, rows, cols = self.lacking.shape
-        tile = tile_for(channels, cols, most_columns(cols, self.near.shape[3]))
+        tile = tile_for(channels, cols, most_columns(cols, self.near.shape[3]), self._whole())
         programs = batch * -(-channels // tile.channels) * rows * -(-cols // tile.cells)
         kernels.step_kernel[(programs,)](
             self.near,
@@ -192,6 +197,7 @@ class State:
             BX=tile.columns,
             WHOLE=self._whole(),
             num_warps=tile.warps,
+            num_stages=STAGES,
         )
         self.spread, self.next = self.next, self.spread
 

@@ -15,7 +15,7 @@ from kernels._triton_device import refuses_device
 # of 1 / (pixels cells).
 MOST = 2**31 - 1
 # A program takes whole cells; beyond, the registers of one do not hold them.
-WIDEST_CELL = 2046
+WIDEST_CELL = 1022
 
 
 def refuses(signal: Tensor, guide: Tensor) -> str | None:
