@@ -19,7 +19,9 @@ from kernels.bilateral._triton_tiles import TILES, Shape, tile_for
 CHECKOUT = Path(__file__).resolve().parents[2]
 # In a process of its own: the interpreter, which the tests here run under, replaces the compiler.
 OPERATORS = ("bilateral", "diffusion")
-SCRIPT = f"OPERATORS = {OPERATORS}" + """
+SCRIPT = (
+    f"OPERATORS = {OPERATORS}"
+    + """
 import importlib, json
 from kernels._triton_ahead_of_time import CAPABILITIES, SHARED_LIMIT, compile_all
 if __name__ == "__main__":
@@ -32,10 +34,12 @@ if __name__ == "__main__":
             found.append((capability, f"{operator} {case}", report.stack, in_loop, report.shared, limit))
     print(json.dumps(found))
 """
+)
 # Bytes of stack a thread may have, by the start of a case's name and the capability. All are a few words outside
 # the loops: the assembler gives them up to fit one more program on a multiprocessor (128 or 168 registers a thread),
 # or, in `mix`, beside 96 accumulators; half the keys a block would save them there and double the barriers.
 SPILLS: dict[str, dict[int, int]] = {
+    "diffusion step BC=2 BJ=8 BX=16 WHOLE=False": {90: 8},
     "bilateral mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {90: 8},
     "bilateral delta float16 G=3 BP=64 BC=32": {80: 16, 90: 16},
     "bilateral delta bfloat16 G=3 BP=64 BC=32": {80: 16, 90: 16},

@@ -19,6 +19,7 @@ ALL = ("start", "signal", "across", "down")
 each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 each_backend = pytest.mark.parametrize("backend", [reference, portable, cpu], ids=["reference", "torch", "cpu"])
 each_float32_backend = pytest.mark.parametrize("backend", [portable, cpu], ids=["torch", "cpu"])
+TINY = {"grid": (2, 2), "size": (3, 4), "channels": 1}
 BIG = {"grid": (3, 4), "size": (25, 38), "channels": 20, "batch": 2, "valid": 0.7, "steps": 12}
 
 
@@ -64,9 +65,9 @@ def test_half_precision_is_rounded_once(backend: ModuleType, dtype: torch.dtype)
     assert_same_gradients(gradients, expected, largest=unit, rms=unit / 4)
 
 
-@pytest.mark.parametrize("name", ["plain", "non-integer", "batch-and-holes-non-integer", "one-step"])
+@pytest.mark.parametrize("name", ["plain", "batch-and-holes", "one-step"])
 def test_gradcheck_of_the_reference(name: str) -> None:
-    problem = make_problem(**CASES[name] | {"channels": 2}).to(torch.float64)
+    problem = make_problem(**CASES[name] | TINY).to(torch.float64)
     leaves = tuple(getattr(problem, argument).requires_grad_() for argument in ALL)
 
     def function(*tensors: torch.Tensor) -> torch.Tensor:

@@ -40,10 +40,10 @@ def found(problem: Problem) -> tuple[Tensor, dict[str, Tensor]]:
 def test_values_and_gradients(options: dict) -> None:
     problem = make_problem(**options)
     out, gradients = found(problem)
-    # Measured, of values up to 5: 7e-7, RMS 2e-7; gradients: 4e-7, RMS 1.5e-7.
+    # Measured, of values up to 5: 6.8e-7, RMS 1.7e-7; gradients: 1.2e-6, RMS 2.8e-7.
     assert_near(out, truth(problem), largest=3e-6, rms=7e-7)
     expected = problem.to(torch.float64).gradients(reference)
-    assert_same_gradients(gradients, expected, largest=2e-6, rms=5e-7)
+    assert_same_gradients(gradients, expected, largest=4e-6, rms=9e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -143,21 +143,22 @@ def test_most_columns_is_the_overlap_of_the_widest_cell(cells: int, pixels: int)
 # --- what PyTorch sees
 
 
-def arguments(name: str) -> tuple:
-    problem = make_problem(**CASES[name] | {"steps": 1, "channels": 1}).to(DEVICE)
-    leaves = (problem.start.requires_grad_(), problem.signal.requires_grad_())
-    numbers = (problem.steps, problem.rate, problem.momentum, problem.share)
-    return (*leaves, problem.across, problem.down, problem.valid, *numbers)
+OPTIONS = {
+    "plain": {"grid": (1, 2), "size": (2, 4)},
+    "holes-non-integer": {"grid": (1, 2), "size": (1, 3), "valid": 0.5, "batch": 2},
+}
 
 
-@pytest.mark.parametrize("name", ["one-pixel-rows", "batch-and-holes"])
-def test_opcheck(name: str) -> None:
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_opcheck(options: dict) -> None:
     from kernels.diffusion import _triton_ops
 
-    inputs = arguments(name)
-    torch.library.opcheck(_triton_ops.diffuse, inputs)
-    plain = tuple(a.detach() if isinstance(a, Tensor) else a for a in inputs)
-    torch.library.opcheck(_triton_ops.diffuse_backward, (torch.ones_like(plain[0]), *plain[1:]))
+    problem = make_problem(**options, steps=1, channels=1).to(DEVICE)
+    leaves = (problem.start.requires_grad_(), problem.signal.requires_grad_())
+    rest = (problem.across, problem.down, problem.valid, problem.steps, problem.rate, problem.momentum, problem.share)
+    torch.library.opcheck(_triton_ops.diffuse, (*leaves, *rest))
+    start, signal = (leaf.detach() for leaf in leaves)
+    torch.library.opcheck(_triton_ops.diffuse_backward, (torch.ones_like(start), signal, *rest))
 
 
 def test_compile_in_one_graph() -> None:
