@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kernels._triton_device import refuses_device
 
-# Offsets within one image plane are 32 bits wide, and so is the comparison of pixels and cells along an axis, in units
-# of 1 / (pixels cells).
-MOST = 2**31 - 1
+# Offsets within the channels of a program, at most four, are 32 bits wide, and so is the comparison of pixels and cells
+# along an axis, in units of 1 / (pixels cells).
+MOST_PIXELS, MOST_UNITS = 2**31 // 4 - 1, 2**31 - 1
 # A program takes whole cells; beyond, the registers of one do not hold them.
 WIDEST_CELL = 1022
 
@@ -27,10 +27,10 @@ def refuses(signal: Tensor, guide: Tensor) -> str | None:
         return "it has no gradient with respect to the image"
     # A conductance lacks a row or a column of the image.
     size, grid = (guide.shape[-2] + 1, guide.shape[-1] + 1), signal.shape[-2:]
-    if size[0] * size[1] > MOST:
-        return f"it takes at most {MOST} pixels an image"
-    if any((pixels + WIDEST_CELL + 2) * (cells + 1) > MOST for pixels, cells in zip(size, grid, strict=True)):
-        return f"pixels times cells along an axis must stay below {MOST}"
+    if size[0] * size[1] > MOST_PIXELS:
+        return f"it takes at most {MOST_PIXELS} pixels an image"
+    if any((pixels + WIDEST_CELL + 2) * (cells + 1) > MOST_UNITS for pixels, cells in zip(size, grid, strict=True)):
+        return f"it needs pixels times cells along an axis to stay below {MOST_UNITS}"
     if guide.shape[-1] > WIDEST_CELL * grid[1]:
         return f"it takes cells of at most {WIDEST_CELL} pixels' width"
     return None

@@ -121,7 +121,7 @@ def test_tiles_are_what_the_kernel_can_take() -> None:
         numbers = (tile.channels, tile.cells, tile.columns, tile.warps)
         assert all(number > 0 and number & (number - 1) == 0 for number in numbers), tile
         assert tile.columns >= columns and tile.channels < 2 * channels and tile.cells < 2 * cols
-        assert tile.warps <= 8
+        assert tile.warps <= 8 and tile.channels <= 4, "offsets of four channels fit 32 bits: see `refuses`"
         assert tile.channels * tile.cells * tile.columns <= 4 * 32 * tile.warps, "four values of a thread"
 
 
