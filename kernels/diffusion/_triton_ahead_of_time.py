@@ -20,7 +20,7 @@ from kernels.diffusion._triton_launch import FINISH_PIXELS, FINISH_WARPS, STAGES
 from kernels.diffusion.triton import WIDEST_CELL
 
 FLOATS = {"keep", "momentum", "rate", "share", "next_keep", "next_momentum"}
-HALVES = {"step": {"p_signal", "p_across", "p_down"}, "finish": {"p_out"}}
+HALVES = {"step": {"p_signal"}, "finish": {"p_out"}}
 # Columns of a cell: of the patches of a ViT, and the most.
 COLUMNS = (14, WIDEST_CELL + 1)
 

@@ -39,7 +39,6 @@ if __name__ == "__main__":
 # the loops: the assembler gives them up to fit one more program on a multiprocessor (128 or 168 registers a thread),
 # or, in `mix`, beside 96 accumulators; half the keys a block would save them there and double the barriers.
 SPILLS: dict[str, dict[int, int]] = {
-    "diffusion step BC=2 BJ=8 BX=16 WHOLE=False": {90: 8},
     "bilateral mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {90: 8},
     "bilateral delta float16 G=3 BP=64 BC=32": {80: 16, 90: 16},
     "bilateral delta bfloat16 G=3 BP=64 BC=32": {80: 16, 90: 16},
