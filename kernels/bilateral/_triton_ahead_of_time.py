@@ -12,27 +12,18 @@ import dataclasses
 import inspect
 import itertools
 import math
-import re
-import subprocess
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels._triton_ahead_of_time import CAPABILITIES, Report, assemble, compile_all
 from kernels.bilateral import _triton_kernels as kernels
 from kernels.bilateral._triton_launch import FEW_CHANNELS, SLOTS_PER_BLOCK
 from kernels.bilateral._triton_tiles import TILES, Shape, Tile, tile_for
 
-CAPABILITIES = (80, 90, 100)
-# Most shared memory that a block may have, bytes (CUDA C++ Programming Guide, technical specifications).
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 INTEGER_TABLES = {"p_classes", "p_keys", "p_counts", "p_offsets", "p_slots", "p_radius"}
 OF_THE_SIGNAL = {"p_signal", "p_out", "p_d_out"}
@@ -56,20 +47,6 @@ class Case:
         constants = " ".join(f"{name}={value}" for name, value in self.constants)
         without = "".join(f" -{name.removeprefix('p_')}" for name in sorted(self.left_out))
         return f"{self.kernel} {str(self.dtype).removeprefix('torch.')} {constants} warps={self.warps}{without}"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the assembler made of a case.
-
-    stack: bytes a thread, 0 without spills. shared: bytes a program. loop: how often each operation stands in the
-    innermost loop that takes the exponentials, which is where the time goes; empty where there is none.
-    """
-
-    registers: int
-    stack: int
-    shared: int
-    loop: Mapping[str, int]
 
 
 def all_cases() -> list[Case]:
@@ -169,16 +146,8 @@ def compile_case(case: Case, capability: int) -> Report:
         signature[name] = "constexpr" if name in constants else _type_of(name, case)
         if signature[name].startswith("*") or name == "row_length":
             aligned[(position,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
-        ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": case.warps, "num_stages": case.stages},
-    )
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        registers, stack = _usage(file.name)
-        return Report(registers, stack, compiled.metadata.shared, _loop(_cuobjdump("-sass", file.name)))
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
+    return assemble(source, capability, case.warps, case.stages)
 
 
 def _type_of(name: str, case: Case) -> str:
@@ -193,45 +162,6 @@ def _type_of(name: str, case: Case) -> str:
     return "fp32" if name in FLOATS else "i32"
 
 
-def _usage(cubin: str) -> tuple[int, int]:
-    """Registers and bytes of stack a thread."""
-    text = _cuobjdump("-res-usage", cubin)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise RuntimeError(f"cuobjdump said nothing of registers: {text!r}")
-    return int(found.group(1)), int(found.group(2))
-
-
-def _loop(sass: str) -> Counter[str]:
-    """Operations of the innermost loop with the most exponentials, from code as cuobjdump prints it."""
-    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)(.*?);", sass)
-    place = {int(address, 16): position for position, (address, _, _) in enumerate(lines)}
-    loops = []
-    for position, (_, operation, rest) in enumerate(lines):
-        target = re.search(r"0x([0-9a-f]+)", rest)
-        if operation == "BRA" and target and place.get(int(target.group(1), 16), position) < position:
-            loops.append((place[int(target.group(1), 16)], position))
-    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    mixes = [Counter(operation for _, operation, _ in lines[first : last + 1]) for first, last in inner]
-    return max(mixes, key=lambda mix: mix["MUFU"], default=Counter())
-
-
-def _cuobjdump(what: str, cubin: str) -> str:
-    command = [triton.knobs.nvidia.cuobjdump.path, what, cubin]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _job(job: tuple[Case, int]) -> Report:
-    return compile_case(*job)
-
-
-def compile_all(cases: list[Case], capabilities: tuple[int, ...], processes: int) -> dict[tuple[Case, int], Report]:
-    """Every case for every capability."""
-    jobs = list(itertools.product(cases, capabilities))
-    with ProcessPoolExecutor(processes) as pool:
-        return dict(zip(jobs, pool.map(_job, jobs), strict=True))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", type=int, choices=CAPABILITIES, default=90)
@@ -241,7 +171,7 @@ def main() -> None:
     cases = [case for case in main_cases() if options.kernel in (None, case.kernel)]
     print("| kernel | registers | stack | shared | a pair: all | arithmetic | exp2 | loads |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for (case, _), report in compile_all(cases, (options.capability,), options.processes).items():
+    for (case, _), report in compile_all(compile_case, cases, (options.capability,), options.processes).items():
         constants, loop = dict(case.constants), report.loop
         keys = constants.get("BK", constants.get("SIDE", 0) ** 2)
         pairs = keys * constants.get("BP", 0) / (32 * case.warps)  # of a thread and a turn of the loop

@@ -7,13 +7,12 @@ imported before it is needed. With TRITON_INTERPRET=1 in the environment the sam
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from kernels._triton_device import refuses_device
 from kernels.geometry import Factors, Support
 
 MOST_GUIDE_CHANNELS = 8
@@ -27,33 +26,19 @@ INTERPRETED_DTYPES = (torch.float32, torch.float16)
 
 def refuses(signal: Tensor, guide: Tensor) -> str | None:
     """Why this backend cannot take these tensors; None: it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "it needs the package triton"
-    if signal.device != guide.device:
-        return f"it needs signal and guide on one device, got {signal.device} and {guide.device}"
-    if not (guide.device.type == "cuda" or (guide.device.type == "cpu" and _interpreted())):
-        return f"it needs tensors on a CUDA device (or TRITON_INTERPRET=1 and the CPU), got {guide.device}"
-    if guide.device.type == "cuda" and torch.cuda.get_device_capability(guide.device) < (8, 0):
-        return "it needs a GPU of compute capability 8.0 or more"
-    if torch.float64 in (signal.dtype, guide.dtype):
-        return "it computes in float32, got float64"
+    unfit = refuses_device(signal, guide)
+    if unfit is not None:
+        return unfit
     if guide.device.type == "cpu" and signal.dtype not in INTERPRETED_DTYPES:
         return f"Triton's interpreter computes {signal.dtype} wrongly"
     if guide.shape[1] > MOST_GUIDE_CHANNELS:
         return f"it takes a guide of at most {MOST_GUIDE_CHANNELS} channels, got {guide.shape[1]}"
-    if torch.version.hip is not None:
-        return "it is written for CUDA, not for ROCm"
     cells, channels = signal.shape[-2] * signal.shape[-1], signal.shape[1] + MOST_PADDING
     if guide.shape[-2] * guide.shape[-1] > MOST_PIXELS or cells * channels > MOST_LR_VALUES:
         return f"it takes at most {MOST_PIXELS} pixels and {MOST_LR_VALUES} LR values an image"
     if len(guide) > MOST_IMAGES:
         return f"it takes at most {MOST_IMAGES} images at a time, got {len(guide)}"
     return None
-
-
-def _interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU; as Triton itself, it looks when the kernels are first imported."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def render(

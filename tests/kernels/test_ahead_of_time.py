@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import json
@@ -17,34 +18,34 @@ from kernels.bilateral._triton_tiles import TILES, Shape, tile_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # In a process of its own: the interpreter, which the tests here run under, replaces the compiler.
-SCRIPT = """
-import json
-from kernels.bilateral import _triton_ahead_of_time as ahead
+OPERATORS = ("bilateral", "diffusion")
+SCRIPT = (
+    f"OPERATORS = {OPERATORS}"
+    + """
+import importlib, json
+from kernels._triton_ahead_of_time import CAPABILITIES, SHARED_LIMIT, compile_all
 if __name__ == "__main__":
-    reports = ahead.compile_all(ahead.all_cases(), ahead.CAPABILITIES, 2)
-    print(json.dumps([
-        (
-            capability,
-            str(case),
-            report.stack,
-            report.loop.get("LDL", 0) + report.loop.get("STL", 0),
-            report.shared,
-            ahead.SHARED_LIMIT[capability],
-        )
-        for (case, capability), report in reports.items()
-    ]))
+    found = []
+    for operator in OPERATORS:
+        ahead = importlib.import_module(f"kernels.{operator}._triton_ahead_of_time")
+        for (case, capability), report in compile_all(ahead.compile_case, ahead.all_cases(), CAPABILITIES, 2).items():
+            in_loop = report.loop.get("LDL", 0) + report.loop.get("STL", 0)
+            limit = SHARED_LIMIT[capability]
+            found.append((capability, f"{operator} {case}", report.stack, in_loop, report.shared, limit))
+    print(json.dumps(found))
 """
+)
 # Bytes of stack a thread may have, by the start of a case's name and the capability. All are a few words outside
 # the loops: the assembler gives them up to fit one more program on a multiprocessor (128 or 168 registers a thread),
 # or, in `mix`, beside 96 accumulators; half the keys a block would save them there and double the barriers.
 SPILLS: dict[str, dict[int, int]] = {
-    "mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {90: 8},
-    "delta float16 G=3 BP=64 BC=32": {80: 16, 90: 16},
-    "delta bfloat16 G=3 BP=64 BC=32": {80: 16, 90: 16},
-    "moments float32 G=3 BP=16 BC=16": {90: 16},
+    "bilateral mix float16 G=3 BP=64 BC=128 PRECISION=tf32x3 BK=32 NC=3": {90: 8},
+    "bilateral delta float16 G=3 BP=64 BC=32": {80: 16, 90: 16},
+    "bilateral delta bfloat16 G=3 BP=64 BC=32": {80: 16, 90: 16},
+    "bilateral moments float32 G=3 BP=16 BC=16": {90: 16},
     # Triton 3.6 alone, at 96 registers.
-    "signal_gradient float16 G=3 BP=32 BC=32": {90: 40, 100: 40},
-    "signal_gradient bfloat16 G=3 BP=32 BC=32": {90: 40, 100: 40},
+    "bilateral signal_gradient float16 G=3 BP=32 BC=32": {90: 40, 100: 40},
+    "bilateral signal_gradient bfloat16 G=3 BP=32 BC=32": {90: 40, 100: 40},
 }
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not here")
@@ -67,11 +68,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, in
 
 
 def test_every_kernel_compiles_for_every_generation(reports: list) -> None:
-    from kernels.bilateral import _triton_kernels as kernels
-
-    names = {name.removesuffix("_kernel") for name in vars(kernels) if name.endswith("_kernel")}
+    names = set()
+    for operator in OPERATORS:
+        kernels = vars(importlib.import_module(f"kernels.{operator}._triton_kernels"))
+        names |= {(operator, name.removesuffix("_kernel")) for name in kernels if name.endswith("_kernel")}
     for capability in (80, 90, 100):
-        compiled = {name.split()[0] for found, name, *_ in reports if found == capability}
+        compiled = {tuple(name.split()[:2]) for found, name, *_ in reports if found == capability}
         assert compiled == names
 
 
