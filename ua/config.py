@@ -194,7 +194,7 @@ PRESETS: dict[str, FitConfig] = {
         signal_is="auto",
         leave_one_out=10,
         back_projections=1,
-        diffusions=12,
+        diffusions=10,
         edge=0.03,
         steps=0,
     ),

@@ -22,13 +22,12 @@ from ua.files import as_path, atomic_path
 from ua.gaussians import EPS, Gaussians
 from ua.parameterisations import SMALLEST_SIGMA, Parameterisation
 from ua.rendering import (
-    adapted,
     cells_per_pixel,
     check_gaussians,
     make_guide,
     no_autocast,
     radius_map,
-    render,
+    render_adapted,
     support,
     to_grid,
 )
@@ -67,8 +66,7 @@ class Fit:
         if hasattr(signal, "shape") and tuple(signal.shape[-2:]) != grid:
             raise ValueError(f"signal must lie on the grid of the fit, {grid}, got shape {tuple(signal.shape)}")
         values, mask = inputs.as_signal(signal, valid, self.image)
-        gaussians = adapted(values, self.image, self.gaussians, mask, self.config)
-        return render(values, self.image, gaussians, valid=mask, config=self.config, backend=self.backend)
+        return render_adapted(values, self.image, self.gaussians, mask, self.config, self.backend)
 
     def reconstruct(self) -> Tensor:
         """The image rendered from its own LR version, (B, G, H, W): what the fit makes similar to the image."""

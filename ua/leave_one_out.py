@@ -67,7 +67,10 @@ def fit(
         (WIDER * gaussians.sigma_r).log(),
     )
     initial = torch.stack([lr_map.detach().float().flatten(1) for lr_map in start])  # [4, B, n]
-    with torch.enable_grad():
+    # Copies: what was made in inference mode cannot take part in a gradient.
+    with torch.inference_mode(False), torch.enable_grad():
+        values, around, apart, dy, dx = (tensor.clone() for tensor in (values, around, apart, dy, dx))
+        cells, usable, counted, initial = (tensor.clone() for tensor in (cells, usable, counted, initial))
         raw = initial.clone().requires_grad_()
         optimiser = torch.optim.Adam([raw], lr=RATE, eps=EPSILON)
         for _ in range(steps):

@@ -57,24 +57,33 @@ def render(
     Raises:
         TypeError, ValueError: an argument of another type, shape, range or device; the message names it.
     """
-    guide = inputs.as_image(image)
-    values, mask = inputs.as_signal(signal, valid, guide)
-    grid = inputs.grid_of(values)
-    check_gaussians(gaussians, (len(guide), *grid), guide)
+    pixels = inputs.as_image(image)
+    values, mask = inputs.as_signal(signal, valid, pixels)
+    check_gaussians(gaussians, (len(pixels), *inputs.grid_of(values)), pixels)
     config = preset("default") if config is None else config
     if not isinstance(config, FitConfig):
         raise TypeError(f"config must be a ua.FitConfig, got {type(config).__name__}; ua.preset(name) gives one")
     with no_autocast():
-        out = _render(values, guide, gaussians, mask, config, backend)
+        out = _render(values, make_guide(pixels, config), gaussians, mask, config, backend)
     return out.to(values.dtype)
 
 
-def _render(
+def render_adapted(
     signal: Tensor, image: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig, backend: str
 ) -> Tensor:
-    """`render` of checked arguments; the result may have more digits than the signal."""
-    maps = Gaussians(*(lr_map.to(image.dtype) for lr_map in gaussians))
-    guide = make_guide(image, config)
+    """`render` of checked arguments, the Gaussians adapted to the signal first where `config` says so."""
+    with no_autocast():
+        guide = make_guide(image, config)
+        gaussians = adapted(signal, guide, gaussians, valid, config)
+        out = _render(signal, guide, gaussians, valid, config, backend)
+    return out.to(signal.dtype)
+
+
+def _render(
+    signal: Tensor, guide: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig, backend: str
+) -> Tensor:
+    """Mixture and refinement; the result may have more digits than the signal."""
+    maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
     if (config.first_order or refines(config)) and signal.dtype in (torch.float16, torch.bfloat16):
         signal = signal.to(guide.dtype)  # rounded once, at the end
     mix = partial(
@@ -91,23 +100,23 @@ def _render(
     return refine(out, signal, guide, valid, config, backend) if refines(config) else out
 
 
-def adapted(signal: Tensor, image: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig) -> Gaussians:
+def adapted(signal: Tensor, guide: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig) -> Gaussians:
     """The Gaussians for this signal: those given, or, of averages, what `config.leave_one_out` steps make of them."""
-    averages = averages_of(signal, valid, config).to(image.device)
-    if not config.leave_one_out or not bool(averages.any()):
+    if not config.leave_one_out:
+        return gaussians
+    averages = averages_of(signal, valid, config).to(guide.device)
+    if not bool(averages.any()):
         return gaussians
     grid = inputs.grid_of(signal)
-    with no_autocast():
-        guide = make_guide(image, config).detach()
-        found = leave_one_out.fit(
-            signal,
-            to_grid(guide, grid, config.guide_lr),
-            gaussians,
-            valid,
-            scale=(guide.shape[-2] / grid[0], guide.shape[-1] / grid[1]),
-            radius=max(1, config.radius),
-            steps=config.leave_one_out,
-        )
+    found = leave_one_out.fit(
+        signal,
+        to_grid(guide, grid, config.guide_lr),
+        gaussians,
+        valid,
+        scale=(guide.shape[-2] / grid[0], guide.shape[-1] / grid[1]),
+        radius=max(1, config.radius),
+        steps=config.leave_one_out,
+    )
     if bool(averages.all()):
         return found
     return Gaussians(*(torch.where(averages[:, None, None], *pair) for pair in zip(found, gaussians, strict=True)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -98,7 +99,7 @@ def _problems(
     row_cell, row_part = _axis(height, rows)
     col_cell, col_part = _axis(width, cols)
     mask = torch.ones(len(start), rows, cols) if valid is None else valid.float()
-    maps = (_floats(rate * across), _floats(rate * down), _floats(share * mask))
+    maps = (_floats(rate * across), _floats(F.pad(rate * down, (0, 0, 1, 1))), _floats(share * mask))
     return [
         _loops().Problem(
             across=maps[0][image],

@@ -14,7 +14,10 @@ SETTINGS = {
     "sigma": 0.75,
     "sigma_unit": "cell",
     "radius": 3,
+    "sigma_r": 0.1,
+    "prefilter": "none",
     "guide": "identity",
+    "leave_one_out": 0,
     "back_projections": 0,
     "diffusions": 0,
 }

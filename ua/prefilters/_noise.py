@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 8
-STEP = 2  # pixels between blocks
+STEP = 3  # pixels between blocks
 THRESHOLDS = (2.7, 3.5)  # standard deviations; of the mean of the channels, and of their differences, which vary less
 
 CALM = 8  # coefficients along a block whose noise is estimated, 16 pixels
