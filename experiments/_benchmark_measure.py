@@ -245,7 +245,7 @@ def agreement(backend: str, like: Case) -> dict[str, Any]:
     names = ("signal", *Factors._fields)
     errors |= {f"d_{name}": difference(*pair) for name, pair in zip(names, zip(*gradients, strict=True), strict=True)}
     losses, true_losses = (p.fit().losses.double() for p in (problem, truth))
-    if "." not in module_name(backend):
+    if backend in plugins.names("kernels.diffusion"):
         diffused = (OPERATORS["diffuse"].prepare(p)() for p in (problem, truth))
         errors["diffuse"] = difference(*diffused)
     loss_error = float(((losses - true_losses) / true_losses).abs().max())

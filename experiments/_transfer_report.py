@@ -39,9 +39,12 @@ class Modality:
 
 @dataclass(frozen=True)
 class Effect:
-    """How a method compares with the yardstick on one image, guide and scale."""
+    """How a method compares with the yardstick on one image, guide and scale.
 
-    image: str
+    Views of one scene (a room, a video) are no independent images: they are averaged before anything is resampled.
+    """
+
+    scene: str
     guide: str
     scale: int
     regime: str
@@ -90,7 +93,7 @@ def effects(rows: Sequence[Row], yardstick: Callable[[Row], Row]) -> list[Effect
                 continue
             name = f"{title} {row['dataset']}" if apart else title
             value = row[score] / reference[score] if kind == "ratio" else 100 * (row[score] - reference[score])
-            labels = (row["image"], row["guide"], row["scale"], row["regime"], row["method"])
+            labels = (row["scene"], row["guide"], row["scale"], row["regime"], row["method"])
             result.append(Effect(*labels, Modality(name, kind), value))
     return result
 
@@ -109,20 +112,20 @@ def in_order(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def by_image(part: Sequence[Effect]) -> dict[tuple[Modality, str], dict[str, float]]:
-    """(modality, method) -> image -> mean over its scales."""
+def by_scene(part: Sequence[Effect]) -> dict[tuple[Modality, str], dict[str, float]]:
+    """(modality, method) -> scene -> mean over its images and scales."""
     lists: dict[tuple[Modality, str], dict[str, list[float]]] = {}
     for effect in part:
-        images = lists.setdefault((effect.modality, effect.method), {})
-        images.setdefault(effect.image, []).append(effect.value)
+        scenes = lists.setdefault((effect.modality, effect.method), {})
+        scenes.setdefault(effect.scene, []).append(effect.value)
     return {
-        name: {image: sum(values) / len(values) for image, values in images.items()} for name, images in lists.items()
+        name: {scene: sum(values) / len(values) for scene, values in scenes.items()} for name, scenes in lists.items()
     }
 
 
 def intervals(part: Sequence[Effect]) -> dict[Modality, dict[str, Interval]]:
-    """modality -> method -> mean over images with its interval; modalities in the order of `MEASURES`."""
-    measured = by_image(part)
+    """modality -> method -> mean over scenes with its interval; modalities in the order of `MEASURES`."""
+    measured = by_scene(part)
     result: dict[Modality, dict[str, Interval]] = {}
     for modality in modalities(part):
         for method in in_order(effect.method for effect in part):
@@ -143,24 +146,24 @@ def modalities(part: Sequence[Effect]) -> list[Modality]:
 def explanation(yardstick: str) -> str:
     return (
         f"Errors of depth, features and normals as ratios to {yardstick} (less is better), cosine, mIoU and boundary "
-        f"mIoU in points more than {yardstick}; means over images and scales [95 % bootstrap interval over images]."
+        f"mIoU in points more than {yardstick}; means over scenes and scales [95 % bootstrap interval over scenes]."
     )
 
 
 def coverage(part: Sequence[Effect]) -> str:
-    """How many images each modality has."""
+    """How many scenes each modality has."""
     counts = {
-        modality.name: len({effect.image for effect in part if effect.modality == modality})
+        modality.name: len({effect.scene for effect in part if effect.modality == modality})
         for modality in modalities(part)
     }
-    return "images: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    return "scenes: " + ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def cell(interval: Interval | None, form: str) -> str | None:
     """The mean and its interval as text; None (shown as a dash) where nothing was measured."""
     if interval is None:
         return None
-    if interval.low != interval.low:  # NaN: one image has no interval
+    if interval.low != interval.low:  # NaN: one scene has no interval
         return format(interval.mean, form)
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
@@ -200,8 +203,8 @@ def scale_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str) 
 
 
 def paired_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str) -> None:
-    """`default` against every other method on the same images; nothing where it was not measured on two of them."""
-    measured = by_image(part)
+    """`default` against every other method on the same scenes; nothing where it was not measured on two of them."""
+    measured = by_scene(part)
     rows = []
     for modality in modalities(part):
         ours = measured.get((modality, OURS))
@@ -209,11 +212,11 @@ def paired_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str)
             theirs = measured.get((modality, method))
             if ours is None or theirs is None or method == OURS:
                 continue
-            images = [image for image in ours if image in theirs]
-            if len(images) < 2:
+            scenes = [scene for scene in ours if scene in theirs]
+            if len(scenes) < 2:
                 continue
             compared = paired(
-                [ours[image] for image in images], [theirs[image] for image in images], better=BETTER[modality.kind]
+                [ours[scene] for scene in scenes], [theirs[scene] for scene in scenes], better=BETTER[modality.kind]
             )
             rows.append(
                 {
@@ -225,7 +228,7 @@ def paired_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str)
                 }
             )
     if rows:
-        caption = f"Paired by image; p: two-sided sign-flip permutation test, not corrected for many tests. {what}."
+        caption = f"Paired by scene; p: two-sided sign-flip permutation test, not corrected for many tests. {what}."
         tracker.table(name, rows, formats={"p": ".3f"}, caption=caption)
 
 
@@ -312,5 +315,5 @@ def figure(means: dict[Modality, dict[str, Interval]], title: str) -> Any:
             plots.Dots(f"{modality.name} {arrow[BETTER[modality.kind]]}", column, NEUTRAL[modality.kind], (OURS,))
             for modality, column in means.items()
         ],
-        title=title.partition("; images")[0],
+        title=title.partition("; scenes")[0],
     )

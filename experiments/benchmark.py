@@ -246,14 +246,19 @@ def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> l
         result += [case("end_to_end", "authors", size) for size in sorted(config.sizes)]
     for backend in backends:
         for operator in config.operators:
-            if backend in OPERATORS[operator].not_by or ("." in backend and operator == "diffuse"):
-                continue  # a backend of one's own has the render alone
+            if backend in OPERATORS[operator].not_by or (operator == "diffuse" and not can_diffuse(backend)):
+                continue
             result += [case(operator, backend, size) for size in sorted(config.sizes)]
             if operator in ("render", "render_backward"):
                 result += [case(operator, backend, config.channels_at, channels) for channels in config.more_channels]
             if operator == "end_to_end":
                 result.append(case(operator, backend, config.batch_at, batch=config.batch))
     return [case for case in dict.fromkeys(result) if case.size in config.only_sizes.get(case.backend, [case.size])]
+
+
+def can_diffuse(backend: str) -> bool:
+    """A backend of one's own may have the render alone."""
+    return backend in plugins.names("kernels.diffusion")
 
 
 def has_fused_fit(backend: str, preset: str) -> bool:

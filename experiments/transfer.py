@@ -48,7 +48,8 @@ class Config:
         baseline: modules of `ua.baselines` with the options of each.
         presets: of the library.
         variants: name -> {preset: of the library ("default" where it is not given), field of `ua.FitConfig`: value}.
-        predictions: whether real predictions of networks are scored, too (with the regime "network").
+        predictions: whether real predictions of networks are scored, too (with the regime "network" and the data set
+            "shared").
         pictures: samples that are shown, of those that are measured.
         picture_scale: HR pixels per LR cell there, >= 1.
         degradation_seed: of jitter, noise and the training of networks.
@@ -131,7 +132,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
         start = now(device)
         measure(config, sample, device, tracker)
         tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
-    if config.predictions and "network" in config.regimes:
+    if config.predictions and "network" in config.regimes and "shared" in config.data:
         measure_predictions(config, device, tracker)
     summary = reports.report(tracker, config.scales)
     for sample in samples:
@@ -233,7 +234,13 @@ def measure(config: Config, sample: Sample, device: str, tracker: Tracker) -> No
         grid = grid_of(sample.image, scale)
         signals: list[tuple[str, Signal]] = []
         for guide in config.guides:
-            labels: dict[str, Any] = {"image": sample.name, "dataset": sample.group, "guide": guide, "scale": scale}
+            labels: dict[str, Any] = {
+                "image": sample.name,
+                "scene": sample.scene or sample.name,
+                "dataset": sample.group,
+                "guide": guide,
+                "scale": scale,
+            }
             missing = {
                 (name, regime, truth.name)
                 for name in methods(config)
@@ -285,6 +292,7 @@ def measure_predictions(config: Config, device: str, tracker: Tracker) -> None:
             for name, prepare in methods(config).items():
                 labels: dict[str, Any] = {
                     "image": prediction.name,
+                    "scene": prediction.name,
                     "dataset": prediction.group,
                     "guide": guide,
                     "scale": prediction.scale,

@@ -60,9 +60,9 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     tracker.say(f"{signal.kind} {tuple(signal.values.shape)} -> {len(signal.values), *image.shape[-2:]}")
 
     settings = config.fit
-    if signal.kind == "probabilities" and settings.back_projections:
-        tracker.say("probabilities are a prediction and no average: rendered without back-projection")
-        settings = settings.replace(back_projections=0)
+    if signal.kind == "probabilities" and settings.signal_is == "auto":
+        tracker.say("probabilities are taken for a prediction and no average; fit.signal_is=average says otherwise")
+        settings = settings.replace(signal_is="prediction")
     start = now(device)
     fit = ua.fit(image, (rows, cols), backend=config.backend, **dataclasses.asdict(settings))
     fitted = now(device)

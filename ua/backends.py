@@ -16,13 +16,13 @@ AUTO = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
 def choose(name: str, signal: Tensor, guide: Tensor, package: str = BILATERAL) -> ModuleType:
     """The backend `name` of the operator `package`; "auto": the fastest that does not refuse.
 
-    A backend of one's own has the render alone: for the diffusion it counts as "auto".
+    A backend that has the render alone, such as one's own, counts as "auto" for the diffusion.
 
     Raises:
         ValueError: unknown name, or a backend that cannot take these tensors (the message says why).
     """
     check_name(name)
-    if name == "auto" or ("." in name and package != BILATERAL):
+    if name == "auto" or (package != BILATERAL and name not in plugins.names(package)):
         candidates = (plugins.find(package, fast) for fast in AUTO.get(guide.device.type, ("torch",)))
         return next(backend for backend in candidates if backend.refuses(signal, guide) is None)
     backend = plugins.find(package, name, needs="refuses", kind="backend")

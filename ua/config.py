@@ -44,9 +44,10 @@ class FitConfig:
         guide_lr: how the guide of the range term comes to the LR grid: "bilinear" (no antialias) or "area" (mean).
         image_lr: how the LR image that the fit renders is made: "bicubic", "bilinear" (no antialias) or "area".
         leave_one_out: steps by which `Fit.render` adapts the Gaussians to the signal at hand, so that every cell is
-            best predicted from the others around it (`ua.leave_one_out`); >= 0. For averages alone.
-        first_order: whether renders correct the weights so that linear ramps are reproduced (`ua.first_order`); results
-            may then leave the range of the signal. A fit steps the plain weights all the same.
+            best predicted from the others around it (`ua.leave_one_out`, which starts from 1.5 times sigma_r, whatever
+            the parameterisation, radius_rule and border); >= 0. For averages alone.
+        first_order: whether renders correct the weights so that linear ramps are nearly reproduced (`ua.first_order`);
+            results may then leave the range of the signal. A fit steps the plain weights all the same.
         signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which
             the refinements below then hold exactly, or the "prediction" of a network (class probabilities, noisy
             depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).

@@ -34,6 +34,8 @@ def gaussian_noise(image: Tensor, seed: int, *, sigma: float) -> Tensor:
 
 def blur(image: Tensor, seed: int, *, sigma: float) -> Tensor:
     """A Gaussian of `sigma` pixels, > 0; nothing is random, `seed` is not used."""
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")
     return features.blur(image[None], sigma)[0].clamp(0, 1)
 
 
@@ -48,6 +50,8 @@ def jpeg(image: Tensor, seed: int, *, quality: int) -> Tensor:
 
     if image.shape[0] not in (1, 3):
         raise ValueError(f"image must have 1 or 3 channels to become a JPEG, got {image.shape[0]}")
+    if not 1 <= quality <= 95:
+        raise ValueError(f"quality must be 1 to 95, got {quality}")
     pixels = (image.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy()
     with io.BytesIO() as file:
         Image.fromarray(pixels if image.shape[0] == 3 else pixels[..., 0]).save(file, "JPEG", quality=quality)

@@ -56,8 +56,8 @@ class Fit:
     def render(self, signal: Any, valid: Any = None) -> Tensor:
         """Mix an LR signal (B, C, h, w), (C, h, w) or (h, w) up to (B, C, H, W); see `ua.render`.
 
-        With `config.leave_one_out` the Gaussians are first adapted to the signal (and not kept); gradients to the
-        signal take the adapted ones as given.
+        With `config.leave_one_out` the Gaussians are first adapted to the signal (and not kept), unless they require
+        gradients; gradients to the signal take the adapted ones as given.
 
         Raises:
             TypeError, ValueError: as `ua.render`; and a signal on another grid than the fit's.

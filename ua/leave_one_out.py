@@ -16,6 +16,7 @@ from ua.gaussians import Gaussians
 RATE, EPSILON = 0.1, 1e-3  # of Adam; a gradient that is rounding (a cell's is some .1) moves nothing
 PRIOR = 0.1  # weight of the mean squared change of the logarithms of the sigmas
 WIDER = 1.5  # than the start in colour: between cells, neighbours are further apart than pixels are from cells
+MOST_RADIUS = 3  # cells: memory grows with its square, and more brought nothing
 MOST_CHANNELS = 16  # a signal of more is projected at random: distances stay nearly as they are
 TURN = 0.01  # relative noise of sigma_x at the start: round Gaussians have no gradient of theta
 ROUNDING = 1e-4  # of the absolute error at zero, squared units of the signal's standard deviation
@@ -42,15 +43,15 @@ def fit(
         gaussians: the start, maps (B, h, w); sigmas in HR pixels.
         valid: bool (B, h, w); other cells neither predict nor are predicted. None: all.
         scale: (s_y, s_x), HR pixels a cell.
-        radius: of the disc of candidates, cells; >= 1.
+        radius: of the disc of candidates, cells; >= 1, and no more than 3 are used.
         steps: of Adam.
 
     Returns:
-        detached Gaussians; those of the start where there is nothing to predict from.
+        detached Gaussians; those of the start for an image without a cell to predict. An infinite sigma_r stays.
     """
     batch, _, rows, cols = signal.shape
     known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
-    cells, there, offsets = neighbours(rows, cols, radius, signal.device)
+    cells, there, offsets = neighbours(rows, cols, min(radius, MOST_RADIUS), signal.device)
     usable = there & known.flatten(1)[:, cells]  # [B, n, K]
     counted = known.flatten(1) & usable.any(2)
     if not steps or not bool(counted.any()):
@@ -67,10 +68,10 @@ def fit(
         (WIDER * gaussians.sigma_r).log(),
     )
     initial = torch.stack([lr_map.detach().float().flatten(1) for lr_map in start])  # [4, B, n]
-    # Copies: what was made in inference mode cannot take part in a gradient.
     with torch.inference_mode(False), torch.enable_grad():
-        values, around, apart, dy, dx = (tensor.clone() for tensor in (values, around, apart, dy, dx))
-        cells, usable, counted, initial = (tensor.clone() for tensor in (cells, usable, counted, initial))
+        values, around, apart, dy, dx = map(_usable_in_gradients, (values, around, apart, dy, dx))
+        cells, usable, counted, initial = map(_usable_in_gradients, (cells, usable, counted, initial))
+        free = initial.isfinite()  # no range term has an infinite sigma_r
         raw = initial.clone().requires_grad_()
         optimiser = torch.optim.Adam([raw], lr=RATE, eps=EPSILON)
         for _ in range(steps):
@@ -82,12 +83,19 @@ def fit(
             weights = score.masked_fill(~usable, -1e30).softmax(2)
             error = torch.einsum("bnk,bcnk->bcn", weights, around) - values
             each = (error.square() + ROUNDING).sqrt().mean(1)  # [B, n]
-            change = (raw - initial)[[0, 1, 3]].square().mean(0)
+            change = torch.where(free, raw - initial, 0)[[0, 1, 3]].square().mean(0)
             optimiser.zero_grad()
             (each * counted + PRIOR * change).sum().backward()
             optimiser.step()
     maps = raw.detach().view(4, batch, rows, cols).to(gaussians.theta.dtype)
-    return Gaussians(maps[0].exp(), maps[1].exp(), maps[2], maps[3].exp())
+    found = (maps[0].exp(), maps[1].exp(), maps[2], maps[3].exp())
+    predicted = counted.any(1)[:, None, None]
+    return Gaussians(*(torch.where(predicted, *pair) for pair in zip(found, gaussians.detach(), strict=True)))
+
+
+def _usable_in_gradients(tensor: Tensor) -> Tensor:
+    """What was made in inference mode cannot take part in a gradient, a copy can."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def neighbours(rows: int, cols: int, radius: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,8 +64,10 @@ def render(
     if not isinstance(config, FitConfig):
         raise TypeError(f"config must be a ua.FitConfig, got {type(config).__name__}; ua.preset(name) gives one")
     with no_autocast():
-        out = _render(values, make_guide(pixels, config), gaussians, mask, config, backend)
-    return out.to(values.dtype)
+        values, kind = promoted(values, pixels, config), values.dtype
+        averages = averages_of(values, mask, config)
+        out = _render(values, make_guide(pixels, config), gaussians, mask, config, averages, backend)
+    return out.to(kind)
 
 
 def render_adapted(
@@ -73,19 +75,30 @@ def render_adapted(
 ) -> Tensor:
     """`render` of checked arguments, the Gaussians adapted to the signal first where `config` says so."""
     with no_autocast():
-        guide = make_guide(image, config)
-        gaussians = adapted(signal, guide, gaussians, valid, config)
-        out = _render(signal, guide, gaussians, valid, config, backend)
+        values, guide = promoted(signal, image, config), make_guide(image, config)
+        averages = averages_of(values, valid, config)
+        gaussians = adapted(values, guide, gaussians, valid, config, averages)
+        out = _render(values, guide, gaussians, valid, config, averages, backend)
     return out.to(signal.dtype)
 
 
+def promoted(signal: Tensor, image: Tensor, config: FitConfig) -> Tensor:
+    """Half precision in that of the image where more than one sum follows: rounded once, at the end."""
+    half = signal.dtype in (torch.float16, torch.bfloat16)
+    return signal.to(image.dtype) if half and (config.first_order or refines(config)) else signal
+
+
 def _render(
-    signal: Tensor, guide: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig, backend: str
+    signal: Tensor,
+    guide: Tensor,
+    gaussians: Gaussians,
+    valid: Tensor | None,
+    config: FitConfig,
+    averages: Tensor,
+    backend: str,
 ) -> Tensor:
-    """Mixture and refinement; the result may have more digits than the signal."""
+    """Mixture and refinement."""
     maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
-    if (config.first_order or refines(config)) and signal.dtype in (torch.float16, torch.bfloat16):
-        signal = signal.to(guide.dtype)  # rounded once, at the end
     mix = partial(
         backends.choose(backend, signal, guide).render,
         guide=guide,
@@ -97,15 +110,18 @@ def _render(
     )
     size = (guide.shape[-2], guide.shape[-1])
     out: Tensor = first_order.corrected(mix, signal, size, valid) if config.first_order else mix(signal)
-    return refine(out, signal, guide, valid, config, backend) if refines(config) else out
+    return refine(out, signal, guide, valid, config, averages, backend) if refines(config) else out
 
 
-def adapted(signal: Tensor, guide: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig) -> Gaussians:
-    """The Gaussians for this signal: those given, or, of averages, what `config.leave_one_out` steps make of them."""
-    if not config.leave_one_out:
-        return gaussians
-    averages = averages_of(signal, valid, config).to(guide.device)
-    if not bool(averages.any()):
+def adapted(
+    signal: Tensor, guide: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig, averages: Tensor
+) -> Gaussians:
+    """The Gaussians for this signal: those given, or, of averages, what `config.leave_one_out` steps make of them.
+
+    Gaussians that somebody else is stepping (they require gradients) stay as they are.
+    """
+    stepped = any(lr_map.requires_grad for lr_map in gaussians)
+    if not config.leave_one_out or stepped or not bool(averages.any()):
         return gaussians
     grid = inputs.grid_of(signal)
     found = leave_one_out.fit(
@@ -117,16 +133,15 @@ def adapted(signal: Tensor, guide: Tensor, gaussians: Gaussians, valid: Tensor |
         radius=max(1, config.radius),
         steps=config.leave_one_out,
     )
-    if bool(averages.all()):
-        return found
-    return Gaussians(*(torch.where(averages[:, None, None], *pair) for pair in zip(found, gaussians, strict=True)))
+    kinds = averages.to(guide.device)[:, None, None]
+    return Gaussians(*(torch.where(kinds, *pair) for pair in zip(found, gaussians, strict=True)))
 
 
 def averages_of(signal: Tensor, valid: Tensor | None, config: FitConfig) -> Tensor:
-    """Which signals count as averages of the truth, bool (B,)."""
-    if config.signal_is == "auto":
+    """Which signals count as averages of the truth, bool (B,); judged only where that matters."""
+    if config.signal_is == "auto" and (refines(config) or config.leave_one_out):
         return averages_truth(signal, valid)
-    return torch.full((len(signal),), config.signal_is == "average")
+    return torch.full((len(signal),), config.signal_is != "prediction")
 
 
 def refines(config: FitConfig) -> bool:
@@ -134,20 +149,28 @@ def refines(config: FitConfig) -> bool:
     return bool(config.back_projections or config.diffusions)
 
 
-def refine(out: Tensor, signal: Tensor, guide: Tensor, valid: Tensor | None, config: FitConfig, backend: str) -> Tensor:
+def refine(
+    out: Tensor,
+    signal: Tensor,
+    guide: Tensor,
+    valid: Tensor | None,
+    config: FitConfig,
+    averages: Tensor,
+    backend: str,
+) -> Tensor:
     """Back-projections and diffusions of a mixture (B, C, H, W); images whose signals are of two kinds go apart."""
-    kinds = averages_of(signal, valid, config).to(out.device)
-    averages = bool(kinds.all())
-    if not averages and bool(kinds.any()):
+    if not bool(averages.all()) and bool(averages.any()):
         result = torch.empty_like(out)
-        for some, kind in ((kinds, "average"), (~kinds, "prediction")):
-            mask, own = None if valid is None else valid[some], config.replace(signal_is=kind)
-            result[some] = refine(out[some], signal[some], guide[some], mask, own, backend)
+        for some in (averages.to(out.device), ~averages.to(out.device)):
+            mask = None if valid is None else valid[some]
+            kinds = averages[some.cpu()]
+            result[some] = refine(out[some], signal[some], guide[some], mask, config, kinds, backend)
         return result
-    for _ in range(config.back_projections if averages else 0):
+    average = bool(averages.all())
+    for _ in range(config.back_projections if average else 0):
         out = back_project(out, signal, valid)
     if config.diffusions:
-        share = AVERAGE_SHARE if averages else PREDICTION_SHARE
+        share = AVERAGE_SHARE if average else PREDICTION_SHARE
         out = diffuse(
             out, signal, guide, valid, steps=config.diffusions, edge=config.edge, share=share, backend=backend
         )

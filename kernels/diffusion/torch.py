@@ -48,7 +48,10 @@ def diffuse(
     recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (start, signal, across, down))
     x = previous = start.to(work)
     for _ in range(steps):
-        following = checkpoint(step, x, previous, use_reentrant=False) if recompute else step(x, previous)
+        if recompute:
+            following = checkpoint(step, x, previous, use_reentrant=False, preserve_rng_state=False)
+        else:
+            following = step(x, previous)
         previous, x = x, following
     return x.to(start.dtype)
 

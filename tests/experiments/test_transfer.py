@@ -208,18 +208,29 @@ def test_predictions_of_the_real_folder(shared_data):
 
 def row(image, method, value, scale=8, **labels):
     known = {"guide": "clean", "regime": "average", "signal": "depth", "dataset": "nyu", "step": None}
+    known |= {"scene": image}
     return {"image": image, "scale": scale, "method": method, "depth_rmse": value, **known, **labels}
 
 
-def test_ratios_are_means_over_scales_then_over_images(tmp_path):
+def test_ratios_are_means_over_scales_then_over_scenes(tmp_path):
     rows = [row("a", "bilinear", 2.0), row("b", "bilinear", 4.0), row("a", "bilinear", 5.0, scale=16)]
     rows += [row("a", "default", 1.0), row("b", "default", 4.0), row("a", "default", 5.0, scale=16)]
     effects = reports.effects(rows, lambda found: found | {"method": "bilinear"})
     (modality,) = reports.modalities(effects)
     assert modality == reports.Modality("depth nyu", "ratio")
-    measured = reports.by_image(effects)
+    measured = reports.by_scene(effects)
     assert measured[modality, "default"] == {"a": 0.75, "b": 1.0}
     assert reports.intervals(effects)[modality]["default"].mean == pytest.approx(0.875)
+
+
+def test_two_views_of_a_room_are_one_scene():
+    rows = [
+        row(name, method, value, scene="room" if name != "c" else "c")
+        for name in "abc"
+        for method, value in (("bilinear", 2.0), ("default", 1.0))
+    ]
+    measured = reports.by_scene(reports.effects(rows, lambda found: found | {"method": "bilinear"}))
+    assert [list(scenes) for scenes in measured.values()] == [["room", "c"], ["room", "c"]]
 
 
 def test_a_yardstick_of_zero_compares_with_nothing():

@@ -174,3 +174,35 @@ def test_in_inference_mode():
         inside, beside = scene()
         found = leave_one_out.fit(inside[None] * 1, beside[None] * 1, maps(7, 9), None, steps=3, **OPTIONS)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize(
+    "parameterisation", ["anisotropic", "fixed", "isotropic", "log_covariance", "no_range", "shared_range"]
+)
+def test_every_parameterisation_adapts(parameterisation, backend):
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    ramp = torch.arange(6.0).expand(1, 1, 4, 6)
+    found = ua.upsample(image, ramp, parameterisation=parameterisation, backend=backend)
+    assert found.isfinite().all() and (area(found, (4, 6))[0] - ramp).abs().max() < 0.01
+
+
+def test_an_image_with_nothing_to_predict_keeps_its_start_beside_others():
+    signal, guide_lr = scene()
+    valid = torch.ones(2, 7, 9, dtype=torch.bool)
+    valid[1] = False
+    valid[1, 3, 3] = True
+    start = ua.Gaussians(*(lr_map.repeat(2, 1, 1) for lr_map in maps(7, 9)))
+    pair = (torch.stack([signal] * 2), torch.stack([guide_lr] * 2))
+    found = leave_one_out.fit(*pair, start, valid, steps=3, **OPTIONS)
+    for ours, given in zip(found, start, strict=True):
+        assert torch.equal(ours[1], given[1])
+    assert not torch.equal(found.sigma_r[0], start.sigma_r[0])
+
+
+def test_gaussians_that_somebody_steps_stay_theirs():
+    image, low = torch.rand(1, 3, 32, 48), torch.arange(6.0).expand(1, 1, 4, 6)
+    fit = ua.fit(image, (4, 6))
+    own = ua.Gaussians(*(lr_map.clone().requires_grad_() for lr_map in fit.gaussians))
+    fit.with_gaussians(own).render(low).square().sum().backward()
+    assert own.sigma_r.grad is not None and own.sigma_r.grad.any()

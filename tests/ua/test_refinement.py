@@ -227,3 +227,24 @@ def test_what_cells_lack_is_added_bicubic():
     out, signal = torch.zeros(2, 3, 40, 51, dtype=torch.float64), torch.randn(2, 3, 5, 7, dtype=torch.float64)
     expected = torch.nn.functional.interpolate(signal, (40, 51), mode="bicubic", align_corners=False)
     assert (refinement.back_project(out, signal, None) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("surface", ["sphere", "bowl", "perspective plane", "constant with rounding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_smooth_surfaces_are_averages(surface, dtype):
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 256), torch.linspace(-1, 1, 256), indexing="ij")
+    depth = {
+        "sphere": 3 - (2.5 - x.square() - y.square()).sqrt(),
+        "bowl": x.square() + y.square(),
+        "perspective plane": 1 / (1 + 0.3 * x + 0.5 * y),
+        "constant with rounding": 3 + x.square() + 1e-6 * torch.randn(256, 256),
+    }[surface]
+    assert averages_truth(area(depth[None], (16, 16))[0][None].to(dtype)).all()
+
+
+def test_the_smallest_edge_is_no_division_by_nothing():
+    for edge in (1e-30, 1e-23, 1e9):
+        across, down = conductances(torch.rand(1, 3, 8, 8) * torch.tensor([0.0, 1.0]).repeat(4), edge)
+        assert across.isfinite().all() and down.isfinite().all()
+    flat, _ = conductances(torch.full((1, 3, 8, 8), 0.5), 1e-3)
+    assert flat.min() > 0.999

@@ -36,6 +36,7 @@ class Sample:
         normals_valid: bool (H, W), or None where there are no normals.
         split: "dev" or "test", the same for all pictures of one scene; "" where the data set does not say.
         group: the family of data under which scores are reported, like "nyu".
+        scene: what several samples show alike, so that they are no independent evidence; "": this one shows its own.
         source, licence: where it comes from and under which terms, as stated there.
 
     Raises:
@@ -53,6 +54,7 @@ class Sample:
     normals_valid: Tensor | None = None
     split: str = ""
     group: str = ""
+    scene: str = ""
     source: str = ""
     licence: str = ""
 

@@ -156,6 +156,13 @@ ENTRIES = {
     ),
 }
 
+SCENES = {
+    "nyuv2_basement_00000": "nyuv2_basement",
+    "nyuv2_basement_00050": "nyuv2_basement",
+    "davis_car-shadow_00000": "davis_car-shadow",
+    "davis_car-shadow_00007": "davis_car-shadow",
+}
+
 
 def load(
     root: str | os.PathLike[str] | None = None,
@@ -225,6 +232,7 @@ def _read(root: Path, name: str, entry: _Entry, size: tuple[int, int] | None) ->
         normals_valid=directions_valid,
         split="dev" if name in DEV else "test",
         group=entry.group,
+        scene=SCENES.get(name, ""),
         source=f"shared samples: {entry.image}",
         licence=entry.licence,
     )

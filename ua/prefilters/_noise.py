@@ -39,18 +39,18 @@ def remove(image: Tensor, sigma: Tensor) -> Tensor:
     """
     colours = cosines(image.shape[1]).to(image)
     planes = _mirror(torch.einsum("ij,bjyx->biyx", colours, image))
-    level = sigma.to(image)[:, None, None, None]  # beside (B, G, blocks, frequencies)
+    noise = sigma.to(image)[:, None, None, None]  # beside (B, G, blocks, frequencies)
     limits = torch.full((image.shape[1], 1, 1), THRESHOLDS[1]).to(image)
     limits[0] = THRESHOLDS[0]
 
     def threshold(found: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        kept = (found.abs() > limits * level).to(found)
+        kept = (found.abs() > limits * noise).to(found)
         kept[..., 0] = 1  # the mean
         return found * kept, kept.sum(-1, keepdim=True)
 
     def wiener(found: Tensor, pilot: Tensor) -> tuple[Tensor, Tensor]:
         power = pilot.square()
-        kept = power / (power + level.square())
+        kept = power / (power + noise.square())
         kept[..., 0] = 1
         return found * kept, kept.square().sum(-1, keepdim=True)
 

@@ -28,7 +28,9 @@ def apply(image: Tensor) -> Tensor:
 
 
 def _clean(image: Tensor) -> Tensor | None:
-    """One image (1, G, H, W); None where nothing is wrong with it."""
+    """One image (1, G, H, W); None where nothing is wrong with it, or it is neither grey nor RGB."""
+    if image.shape[1] not in (1, 3):
+        return None  # the holes of an RGB-D image are no impulses, its depth is no light
     if image.shape[1] > 1 and torch.equal(image[:, 1:], image[:, :-1]):
         grey = _clean(image[:, :1])
         return None if grey is None else grey.expand_as(image)
