@@ -1,4 +1,4 @@
-"""The first-order correction of the weights: local linear regression, so that a ramp renders to a ramp.
+"""The first-order correction of the weights: local linear regression, so that a ramp nearly renders to a ramp.
 
 A weighted mean of cells is pulled towards where its weights lie: beside a border, or an edge of the guide, they lie on
 one side. Local linear regression (Fan & Gijbels, "Local polynomial modelling", 1996; here with a ridge) takes the value
@@ -35,8 +35,8 @@ def corrected(
         (B, C, H, W); NaN where `mix` gives NaN.
     """
     rows, cols = signal.shape[-2:]
-    # Constants pass the correction as they are: without the mean (and with positions counted from the middle) the
-    # products below are small differences of small numbers.
+    # Constants pass the correction as they are; without the mean, and with positions counted from the middle, the
+    # differences of products below lose fewer digits. (In float32 they are good for grids of some 500 cells a side.)
     middle = mean_of_valid(signal.detach(), valid)
     y, x = (axis.to(signal) for axis in positions((rows, cols), (rows, cols)))
     moments = torch.stack(torch.broadcast_tensors(y, x, y * y, x * x, y * x))  # [5, h, w]

@@ -43,7 +43,7 @@ class Fit:
         gaussians: the four maps, each (B, h, w).
         losses: (steps, B), the loss of every image before each step; (0, B) where nothing was to be fitted.
         config: the settings that made it.
-        image: the guide, (B, G, H, W) float in [0, 1].
+        image: what came, (B, G, H, W) float in [0, 1], before prefilter and colour space.
         backend: what `render` computes with.
     """
 
@@ -69,7 +69,10 @@ class Fit:
         return render_adapted(values, self.image, self.gaussians, mask, self.config, self.backend)
 
     def reconstruct(self) -> Tensor:
-        """The image rendered from its own LR version, (B, G, H, W): what the fit makes similar to the image."""
+        """The image rendered from its own LR version, (B, G, H, W): what a colour fit makes similar to the image.
+
+        With a prefilter the fit imitates the filtered image; rendered is the one that came.
+        """
         grid = inputs.grid_of(self.gaussians.theta)
         return self.render(to_grid(self.image, grid, self.config.image_lr))
 
