@@ -283,8 +283,10 @@ def step_bytes(case: Case) -> float:
 
 
 def default_flops(case: Case) -> float:
-    """A render with its radius, and the diffusion. Guide, prefilter and leave-one-out are of the size of the image or the
-    grid, whatever the channels, and left out, as is the back-projection, a step of the diffusion."""
+    """A render with its radius, and the diffusion.
+
+    Guide, prefilter and leave-one-out, which do not grow with the channels, and the back-projection are left out.
+    """
     config = ua.preset("default")
     mixing = pairs(case, config.radius) * (15 + 3 * GUIDE_CHANNELS + 2 * case.channels)
     return mixing + diffuse_flops(case)
