@@ -174,9 +174,12 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
 def warm_up(config: Config, device: str) -> None:
     """Compiles what is compiled on first use, so that no measurement pays for it."""
     image = torch.rand(1, 3, 64, 64, device=device)
-    fit = ua.fit(image, (4, 4), backend=config.backend, **dataclasses.asdict(config.fit) | {"steps": 2})
-    fit.render(torch.rand(1, 32, 4, 4, device=device))
-    fit.render(torch.rand(1, 1, 4, 4, device=device), torch.ones(1, 4, 4, dtype=torch.bool, device=device))
+    known = torch.ones(1, 4, 4, dtype=torch.bool, device=device)
+    for settings in (config.fit, *map(ua.preset, config.presets)):
+        steps = min(2, settings.steps) if settings is not config.fit else 2
+        fit = ua.fit(image, (4, 4), backend=config.backend, **dataclasses.asdict(settings) | {"steps": steps})
+        fit.render(torch.rand(1, 32, 4, 4, device=device))
+        fit.render(torch.rand(1, 1, 4, 4, device=device), known)
 
 
 def measure(config: Config, sample: Sample, scale: int, device: str, tracker: Tracker) -> None:
