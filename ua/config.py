@@ -53,7 +53,7 @@ class FitConfig:
             depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
         back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. None for a
             prediction.
-        diffusions: steps of anisotropic diffusion along the guide that keeps the cells' averages; >= 0.
+        diffusions: steps of anisotropic diffusion along the guide that keeps averages, and follows predictions; >= 0.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         steps: Adam steps; 0 renders with the initial Gaussians.
         lr: learning rate of Adam on the raw maps; > 0, at most 1e9.
