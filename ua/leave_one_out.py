@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.geometry import disc_offsets
 from ua.gaussians import Gaussians
 
+BETA_1, BETA_2 = 0.9, 0.999  # of Adam (Kingma & Ba 2015), as usual
 RATE, EPSILON = 0.1, 1e-3  # of Adam; a gradient that is rounding (a cell's is some .1) moves nothing
 PRIOR = 0.1  # weight of the mean squared change of the logarithms of the sigmas
 WIDER = 1.5  # than the start in colour: between cells, neighbours are further apart than pixels are from cells
@@ -73,8 +74,8 @@ def fit(
         cells, usable, counted, initial = map(_usable_in_gradients, (cells, usable, counted, initial))
         free = initial.isfinite()  # no range term has an infinite sigma_r
         raw = initial.clone().requires_grad_()
-        optimiser = torch.optim.Adam([raw], lr=RATE, eps=EPSILON)
-        for _ in range(steps):
+        first, second = torch.zeros_like(initial), torch.zeros_like(initial)  # moments of Adam
+        for step in range(1, steps + 1):
             log_x, log_y, theta, log_r = raw[:, :, cells]  # each [B, n, K], of the source
             cos, sin = theta.cos(), theta.sin()
             along, across = dx * cos + dy * sin, dy * cos - dx * sin
@@ -84,9 +85,11 @@ def fit(
             error = torch.einsum("bnk,bcnk->bcn", weights, around) - values
             each = (error.square() + ROUNDING).sqrt().mean(1)  # [B, n]
             change = torch.where(free, raw - initial, 0)[[0, 1, 3]].square().mean(0)
-            optimiser.zero_grad()
-            (each * counted + PRIOR * change).sum().backward()
-            optimiser.step()
+            (gradient,) = torch.autograd.grad((each * counted + PRIOR * change).sum(), raw)
+            # By hand: the first step of torch.optim.Adam imports a compiler, which takes seconds.
+            first, second = torch.lerp(gradient, first, BETA_1), torch.lerp(gradient.square(), second, BETA_2)
+            scale_of_second = (second / (1 - BETA_2**step)).sqrt() + EPSILON
+            raw = (raw - RATE * first / (1 - BETA_1**step) / scale_of_second).detach().requires_grad_()
     maps = raw.detach().view(4, batch, rows, cols).to(gaussians.theta.dtype)
     found = (maps[0].exp(), maps[1].exp(), maps[2], maps[3].exp())
     predicted = counted.any(1)[:, None, None]

@@ -206,3 +206,25 @@ def test_gaussians_that_somebody_steps_stay_theirs():
     own = ua.Gaussians(*(lr_map.clone().requires_grad_() for lr_map in fit.gaussians))
     fit.with_gaussians(own).render(low).square().sum().backward()
     assert own.sigma_r.grad is not None and own.sigma_r.grad.any()
+
+
+def test_the_steps_are_those_of_adam(monkeypatch):
+    """The same objective stepped by torch.optim.Adam: `fit` with one step more and more, against the optimiser."""
+    signal, guide_lr = scene()
+    start = maps(7, 9)
+    ours = [leave_one_out.fit(signal[None], guide_lr[None], start, None, steps=n, **OPTIONS) for n in (1, 2, 3)]
+    gradients = []
+    real = torch.autograd.grad
+
+    def grad(loss, raw):
+        gradients.append(real(loss, raw)[0])
+        return (gradients[-1],)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    leave_one_out.fit(signal[None], guide_lr[None], start, None, steps=3, **OPTIONS)
+    raw = (leave_one_out.WIDER * start.sigma_r).log().requires_grad_()
+    optimiser = torch.optim.Adam([raw], lr=leave_one_out.RATE, eps=leave_one_out.EPSILON)
+    for gradient, found in zip(gradients, ours, strict=True):
+        raw.grad = gradient[3].view(1, 7, 9)
+        optimiser.step()
+        torch.testing.assert_close(found.sigma_r.log(), raw.detach(), rtol=0, atol=1e-5)
