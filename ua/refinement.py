@@ -111,7 +111,7 @@ def smooth(guide: Tensor, sigma: float) -> Tensor:
         size = guide.shape[axis]
         places = torch.arange(-reach, size + reach, device=guide.device).clamp(0, size - 1)
         padded = guide.index_select(axis, places)
-        guide = sum(  # type: ignore[assignment]
-            weight * padded.narrow(axis, shift, size) for shift, weight in enumerate(weights.unbind())
-        )
+        guide = torch.zeros_like(guide)
+        for shift in range(len(weights)):
+            guide = guide + weights[shift] * padded.narrow(axis, shift, size)
     return guide

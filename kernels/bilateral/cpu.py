@@ -8,11 +8,8 @@ d d^T), dr = -sum D.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,24 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels._cpu_device import in_threads
+from kernels._cpu_device import refuses as refuses
 from kernels.geometry import Factors, Support, centres, disc_offsets, factor_gradients, owner_starts, reached_pixels
 
 MOST_BANDS, PIXELS_PER_BAND = 16, 6000
 LOG2_E = 1 / math.log(2)
 T = TypeVar("T")
-
-
-def refuses(signal: Tensor, guide: Tensor) -> str | None:
-    """Why this backend cannot take these tensors; None: it can."""
-    if guide.device.type != "cpu" or signal.device.type != "cpu":
-        return f"it needs tensors on the CPU, got {signal.device} and {guide.device}"
-    if torch.float64 in (signal.dtype, guide.dtype):
-        return "it computes in float32, got float64"
-    if guide.requires_grad:
-        return "it has no gradient with respect to the image"
-    if importlib.util.find_spec("numba") is None:
-        return "it needs the package numba"
-    return None
 
 
 def render(
@@ -345,18 +331,8 @@ def _work(problem: Any) -> Any:
 def _in_bands(work: Callable[[int, _Band], T], batch: int, layout: _Layout) -> Iterator[tuple[int, _Band, T]]:
     """`work` of every band of every image, on as many threads as PyTorch uses; results in order."""
     jobs = [(image, band) for image in range(batch) for band in layout.bands]
-    threads = torch.get_num_threads()
-    if threads == 1 or len(jobs) == 1:
-        results: Iterator[T] = (work(image, band) for image, band in jobs)
-    else:
-        results = _pool(os.getpid(), threads).map(lambda job: work(*job), jobs)
+    results = in_threads(lambda job: work(*job), jobs)
     return ((image, band, result) for (image, band), result in zip(jobs, results, strict=True))
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """One pool a process: threads do not survive a fork, so a data loader's worker makes its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="kernels-cpu")
 
 
 @cache

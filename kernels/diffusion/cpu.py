@@ -5,9 +5,7 @@ The loops are in `_cpu_loops`. Results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any
 
@@ -17,22 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels._cpu_device import in_threads
+from kernels._cpu_device import refuses as refuses
 from kernels.geometry import area_weights
 
 CHANNELS = 8  # of one job: enough to hide its start, few enough to share a small signal out
-
-
-def refuses(signal: Tensor, guide: Tensor) -> str | None:
-    """Why this backend cannot take these tensors (`guide`: a conductance); None: it can."""
-    if guide.device.type != "cpu" or signal.device.type != "cpu":
-        return f"it needs tensors on the CPU, got {signal.device} and {guide.device}"
-    if torch.float64 in (signal.dtype, guide.dtype):
-        return "it computes in float32, got float64"
-    if guide.requires_grad:
-        return "it has no gradient with respect to the image"
-    if importlib.util.find_spec("numba") is None:
-        return "it needs the package numba"
-    return None
 
 
 def diffuse(
@@ -134,13 +121,8 @@ def _floats(tensor: Tensor) -> np.ndarray:
 def _for_all(work: Callable[[int, slice], None], batch: int, channels: int) -> None:
     """`work` of some channels of every image, on as many threads as PyTorch uses."""
     jobs = [(image, slice(first, first + CHANNELS)) for image in range(batch) for first in range(0, channels, CHANNELS)]
-    threads = torch.get_num_threads()
-    if threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            work(*job)
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="kernels-cpu") as pool:
-        list(pool.map(lambda job: work(*job), jobs))
+    for _ in in_threads(lambda job: work(*job), jobs):
+        pass
 
 
 @cache
