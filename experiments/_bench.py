@@ -321,42 +321,73 @@ def measure(
         methods: by what, by name.
         tracker: where the rows go.
         reconstruction: whether the colours of the guide are reconstructed, too, beside all signals.
-        labels: of the rows, besides image, scene, dataset, guide, regime, signal and method.
+        labels: of the rows, besides those of `Place`.
     """
-    sample = problem.sample
-    about: dict[str, str | int] = {
-        "image": sample.name,
-        "scene": sample.scene or sample.name,
-        "dataset": sample.group or sample.name,
-        "guide": guide.name,
-        **labels,
-    }
-    names = [*problem.names, *([("average", COLOUR)] if reconstruction else [])]
-    for method, how in methods.items():
-        missing = [
+    place = Place(problem, guide, tracker, reconstruction, labels)
+    for name, how in methods.items():
+        if missing := place.missing(name):
+            start = now(problem.device)
+            upsample = how.prepare(guide.image, problem.grid)
+            place.add(upsample, missing, name, image_lr=how.image_lr, fit_seconds=now(problem.device) - start)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where rows of one problem and guide go: they are labelled image, scene, dataset, guide, `labels`, regime, signal,
+    method."""
+
+    problem: Problem
+    guide: Guide
+    tracker: Tracker
+    reconstruction: bool
+    labels: Mapping[str, str | int]
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        sample = self.problem.sample
+        return {
+            "image": sample.name,
+            "scene": sample.scene or sample.name,
+            "dataset": sample.group or sample.name,
+            "guide": self.guide.name,
+            **self.labels,
+        }
+
+    def missing(self, method: str, step: int | None = None) -> list[tuple[str, str]]:
+        """(regime, signal) of the rows that the tracker lacks."""
+        names = [*self.problem.names, *([("average", COLOUR)] if self.reconstruction else [])]
+        return [
             (regime, name)
             for regime, name in names
-            if tracker.find(**about, regime=regime, signal=name, method=method) is None
+            if self.tracker.find(**self.about, regime=regime, signal=name, method=method, step=step) is None
         ]
-        if not missing:
-            continue
-        start = now(problem.device)
-        upsample = how.prepare(guide.image, problem.grid)
-        fit_seconds = now(problem.device) - start
-        for regime, name in missing:
-            if name == COLOUR:
-                signal = colour(guide.image, problem.grid, how.image_lr)
-            else:
-                signal = problem.signals[regime, name]
+
+    def add(
+        self,
+        upsample: Upsampler,
+        names: Iterable[tuple[str, str]],
+        method: str,
+        step: int | None = None,
+        *,
+        image_lr: str,
+        fit_seconds: float,
+        **values: float,
+    ) -> None:
+        """Upsamples and scores each (regime, signal); `values` are those of the method, whatever the signal."""
+        problem, guide = self.problem, self.guide
+        for regime, name in names:
+            is_colour = name == COLOUR
+            signal = colour(guide.image, problem.grid, image_lr) if is_colour else problem.signals[regime, name]
             start = now(problem.device)
             result = upsample(signal.low, signal.low_valid)[0]
             seconds = {"fit_seconds": fit_seconds, "render_seconds": now(problem.device) - start}
-            values = score(signal, result) | seconds
-            if name != COLOUR:
-                values |= problem.judged[regime, name]
+            scores = score(signal, result)
+            if not is_colour:
+                scores |= problem.judged[regime, name]
             elif guide.clean is not None:
-                values["psnr_clean"] = metrics.psnr(result[None], guide.clean)
-            tracker.log(values, **about, regime=regime, signal=name, method=method)
+                scores["psnr_clean"] = metrics.psnr(result[None], guide.clean)
+            labels = {**self.about, "regime": regime, "signal": name, "method": method}
+            self.tracker.log(scores | seconds | values, step=step, **labels)
 
 
 def judgement(signal: Signal) -> dict[str, float]:

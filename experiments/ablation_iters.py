@@ -1,47 +1,48 @@
-"""How many steps of the fit are worth it? The shape of the paper's table 6, with transfer beside colour.
+"""How many steps of the fit are worth it, at which rate, and when should one stop? The paper's table 6, with transfer.
 
 Every image is fitted once with the most steps and looked at on the way (the learning rate does not depend on the number
 of steps, so the look is what a shorter fit would have ended with). Scored are the refitted image, which is what the fit
 optimises, and what people use the Gaussians for: depth, a descriptor bank and label maps, each averaged from its true
-high-resolution version to the LR grid and upsampled again.
+high-resolution version to the LR grid and upsampled again. Other rates and schedules are curves of their own; stopping
+rules look at the loss alone, as they would in use.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import ua
-from ua import datasets, metrics, plots, plugins
-from ua.baselines import bilinear
+from experiments import _bench as bench
+from experiments import _effects as effects
+from experiments._panels import signal_panels
+from ua import metrics, plots, plugins
 from ua.datasets import Sample
-from ua.degrade import area, one_hot
-from ua.features import descriptor_bank
 from ua.rendering import to_grid
+from ua.statistics import Interval, bootstrap_mean
 from ua.tracking import Row, Tracker, choose_device, now
 
-FITTED = "fit"  # the method of rows whose step counts; baselines and presets go by their names
-# name -> (how it is called in tables and plots, format, which is better)
+FITTED = "fit"  # the curve of `fit` itself
+RELEASED = "released"
+# (signal, score) -> (how it is called in tables and plots, format, which is better); ratios are to bilinear.
 COLUMNS = {
-    "loss": ("L1 loss", ".4f", "min"),
-    "psnr": ("PSNR (dB)", ".2f", "max"),
-    "ssim": ("SSIM", ".3f", "max"),
-    "depth_rmse_ratio": ("depth RMSE / bilinear", ".3f", "min"),
-    "depth_delta1": ("depth delta1", ".3f", "max"),
-    "feature_rmse_ratio": ("feature RMSE / bilinear", ".3f", "min"),
-    "feature_cosine": ("feature cosine", ".3f", "max"),
-    "miou": ("mIoU", ".3f", "max"),
-    "boundary_miou": ("boundary mIoU", ".3f", "max"),
-    "seconds": ("seconds", ".3f", "min"),
+    ("colour", "loss"): ("L1 loss", ".4f", "min"),
+    ("colour", "psnr"): ("PSNR (dB)", ".2f", "max"),
+    ("colour", "ssim"): ("SSIM", ".3f", "max"),
+    ("depth", "depth_rmse"): ("depth RMSE / bilinear", ".3f", "min"),
+    ("depth", "depth_delta1"): ("depth delta1", ".3f", "max"),
+    ("features", "feature_rmse"): ("feature RMSE / bilinear", ".3f", "min"),
+    ("features", "feature_cosine"): ("feature cosine", ".3f", "max"),
+    ("labels", "miou"): ("mIoU", ".3f", "max"),
+    ("labels", "boundary_miou"): ("boundary mIoU", ".3f", "max"),
 }
-MEASURES = {"miou": "mIoU", "depth_rmse": "RMSE", "feature_rmse": "RMSE"}  # what a panel of each signal states
-CURVES = ("psnr", "depth_rmse_ratio", "feature_rmse_ratio", "miou")
+RATIOS = ("depth_rmse", "feature_rmse")
+CURVES = ("PSNR (dB)", "depth RMSE / bilinear", "feature RMSE / bilinear", "mIoU")
+SECONDS = "seconds"  # of the fit and of rendering the features
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,60 @@ class PictureConfig:
 
 
 @dataclass(frozen=True)
+class StopRule:
+    """Stops when the mean loss of the last `window` steps is not lower than that of the `window` steps before by more
+    than this share of it.
+
+    Attributes:
+        window: steps, >= 1.
+        tolerance: >= 0.
+    """
+
+    window: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not self.tolerance >= 0:
+            raise ValueError(f"stopping: window must be >= 1 and tolerance >= 0, got {self.window}, {self.tolerance}")
+
+    def stops(self, losses: Sequence[float]) -> bool:
+        """Whether it stops after a step, given the losses before that step and all earlier ones."""
+        if len(losses) < 2 * self.window:
+            return False
+        last, earlier = sum(losses[-self.window :]), sum(losses[-2 * self.window : -self.window])
+        return last > (1 - self.tolerance) * earlier
+
+
+@dataclass(frozen=True)
 class Config:
     """What the YAML of this experiment holds.
 
     Attributes:
         data: images with a truth.
         fit: settings, of which `steps` is not used.
+        curves: name -> fields of `ua.FitConfig` that differ from `fit`; `steps` is the most that this curve has. None
+            may be called "fit", the curve of `fit` itself.
+        stopping: name -> {window, tolerance} of a `StopRule`, for the curve of `fit`.
         baseline: modules of `ua.baselines` with the options of each.
         presets: of the library, shown beside the baselines with their own steps.
         steps: numbers of steps to look at, each >= 0.
         scales: HR pixels per LR cell, each >= 1.
         picture: the panel picture.
+        degradation_seed: of whatever is random about the signals.
         backend: as in `ua.fit`.
         device: "auto" (a GPU where there is one) or a name that torch knows.
     """
 
     data: DataConfig
     fit: ua.FitConfig
+    curves: dict[str, dict[str, Any]]
+    stopping: dict[str, dict[str, Any]]
     baseline: dict[str, dict[str, Any]]
     presets: list[str]
     steps: list[int]
     scales: list[int]
     picture: PictureConfig
+    degradation_seed: int
     backend: str
     device: str
 
@@ -106,36 +139,21 @@ class Config:
             raise ValueError(f"scales must be numbers >= 1, at least one, got {self.scales}")
         for name in self.presets:
             ua.preset(name)  # raises where there is none: before the first measurement, not after it
+        taken = [bench.YARDSTICK, *self.baseline, *self.presets]
+        for name in (FITTED, *self.curves):
+            if name in taken:
+                raise ValueError(f"curves, presets and baselines must have different names, got {name!r} twice")
+            taken.append(name)
+        curves(self)
+        rules(self)
 
 
-@dataclass(frozen=True, eq=False)
-class Signal:
-    """Something to upsample.
+@dataclass(frozen=True)
+class Curve:
+    """One fit that is looked at: settings whose `steps` is how far it goes, and after which steps."""
 
-    Attributes:
-        name: "features", "depth" or "labels".
-        low: (1, C, h, w).
-        low_valid: bool (1, h, w), the known cells; None: all.
-        truth: (C, H, W), for labels the class map (1, H, W).
-        valid: bool (H, W), the pixels whose truth is known; None: all.
-        classes: number of classes of a label map, else 0.
-        unit: of depth.
-    """
-
-    name: str
-    low: Tensor
-    low_valid: Tensor | None
-    truth: Tensor
-    valid: Tensor | None = None
-    classes: int = 0
-    unit: str = ""
-
-
-FITTED_STYLE = {"color": plots.BLUE, "linewidth": 2.0, "zorder": 3}
-PRESET_STYLE = {"color": plots.SKY, "linestyle": "-", "linewidth": 1.6}
-
-# Takes (1, C, h, w) and its mask of known cells, gives (1, C, H, W).
-Upsampler = Callable[[Tensor, Tensor | None], Tensor]
+    settings: ua.FitConfig
+    steps: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +161,37 @@ class Snapshot:
     """The Gaussians after some steps, and the seconds that the fit had taken by then."""
 
     fit: ua.Fit
+    steps: int
     seconds: float
+
+
+def curves(config: Config) -> dict[str, Curve]:
+    """Every curve by name, that of `fit` first.
+
+    Raises:
+        TypeError, ValueError: an unknown field, or a value out of its range.
+    """
+    result = {}
+    for name, fields in {FITTED: {}, **config.curves}.items():
+        settings = config.fit.replace(**{"steps": max(config.steps), **fields})
+        steps = [step for step in sorted(set(config.steps)) if step <= settings.steps]
+        result[name] = Curve(settings.replace(steps=max(steps, default=0)), steps)
+    return result
+
+
+def rules(config: Config) -> dict[str, StopRule]:
+    """Every stopping rule by name.
+
+    Raises:
+        TypeError, ValueError: a field that a rule lacks or does not have, or a value out of its range.
+    """
+    result = {}
+    for name, fields in config.stopping.items():
+        plugins.check_options(StopRule, fields, f"stopping rule {name!r}")
+        if absent := [field.name for field in dataclasses.fields(StopRule) if field.name not in fields]:
+            raise ValueError(f"stopping rule {name!r} needs {' and '.join(absent)}")
+        result[name] = StopRule(window=int(fields["window"]), tolerance=fields["tolerance"])
+    return result
 
 
 def run(config: Config, tracker: Tracker) -> dict[str, Any]:
@@ -156,198 +204,213 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
         TypeError, ValueError, FileNotFoundError: an unknown name, or an option or a file of the data that is not there.
     """
     device = choose_device(config.device)
-    samples = datasets.load(config.data.name, **config.data.options)
+    samples = bench.load({config.data.name: config.data.options}, None, tracker)
+    presets = {name: ua.preset(name) for name in config.presets}
+    methods = bench.methods(config.baseline, presets, config.backend)
     work = [(sample, scale) for sample in samples for scale in config.scales]
-    warm_up(config, device)
+    bench.warm_up([config.fit, *presets.values()], config.backend, device)
     for number, (sample, scale) in enumerate(work, start=1):
         start = now(device)
-        measure(config, sample, scale, device, tracker)
+        place = place_of(config, sample, scale, device, tracker)
+        bench.measure(place.problem, place.guide, methods, tracker, reconstruction=True, scale=scale)
+        for name, curve in curves(config).items():
+            measure_curve(config, name, curve, place)
         tracker.say(f"[{number}/{len(work)}] {sample.name} x{scale}: {now(device) - start:.1f} s")
-    means = average(tracker.rows)
-    report(config, means, tracker)
+    means = {scale: average(scores(tracker.rows, scale)) for scale in config.scales}
+    for scale in config.scales:
+        report(config, scale, means[scale], tracker)
     for sample in samples:
         if sample.name == config.picture.image:
-            tracker.figure(f"panels_{sample.name}_x{config.picture.scale}", picture(config, sample, device))
+            tracker.figure(f"panels_{sample.name}_x{config.picture.scale}", picture(config, sample, device, tracker))
     return summary(samples, means)
 
 
-def warm_up(config: Config, device: str) -> None:
-    """Compiles what is compiled on first use, so that no measurement pays for it."""
-    image = torch.rand(1, 3, 64, 64, device=device)
-    known = torch.ones(1, 4, 4, dtype=torch.bool, device=device)
-    for settings in (config.fit, *map(ua.preset, config.presets)):
-        steps = min(2, settings.steps) if settings is not config.fit else 2
-        fit = ua.fit(image, (4, 4), backend=config.backend, **dataclasses.asdict(settings) | {"steps": steps})
-        fit.render(torch.rand(1, 32, 4, 4, device=device))
-        fit.render(torch.rand(1, 1, 4, 4, device=device), known)
+def place_of(config: Config, sample: Sample, scale: int, device: str, tracker: Tracker) -> bench.Place:
+    """The signals of a sample, each as its exact average, and where their rows go."""
+    grid = bench.grid_of(sample.image, scale)
+    problem = bench.Problem(sample, grid, ["average"], config.degradation_seed, device)
+    guide = bench.Guide(bench.CLEAN, lambda: sample.image[None].to(device))
+    return bench.Place(problem, guide, tracker, True, {"scale": scale})
 
 
-def measure(config: Config, sample: Sample, scale: int, device: str, tracker: Tracker) -> None:
-    """Adds the rows of one image and scale that are missing: of each baseline, preset and number of steps."""
-    image, (features, *others) = prepare(sample, scale, device)
-    low_image = to_grid(image, grid_of(image, scale), config.fit.image_lr)
-
-    def add(upsample: Upsampler, fit_seconds: float, method: str, step: int | None) -> None:
-        start = now(device)
-        result = upsample(features.low, None)[0]
-        seconds = fit_seconds + now(device) - start
-        values = score_image(upsample(low_image, None), image) | score(features, result)
-        for signal in others:
-            values |= score(signal, upsample(signal.low, signal.low_valid)[0])
-        tracker.log(values | {"seconds": seconds}, image=sample.name, scale=scale, method=method, step=step)
-
-    for name, options in baselines(config).items():
-        if tracker.find(image=sample.name, scale=scale, method=name) is None:
-            add(baseline(name, options, image), 0.0, name, None)
-    for name in config.presets:
-        if tracker.find(image=sample.name, scale=scale, method=f"preset_{name}") is None:
-            start = now(device)
-            fit = ua.fit(image, grid_of(image, scale), preset=name, backend=config.backend)
-            add(rendering(fit), now(device) - start, f"preset_{name}", None)
-    missing = [
-        step for step in config.steps if tracker.find(image=sample.name, scale=scale, method=FITTED, step=step) is None
-    ]
-    if missing:
-        for step, snapshot in snapshots(config, image, scale, missing).items():
-            add(rendering(snapshot.fit), snapshot.seconds, FITTED, step)
-
-
-def prepare(sample: Sample, scale: int, device: str) -> tuple[Tensor, list[Signal]]:
-    """The guide (1, 3, H, W) and every signal of the sample averaged to the LR grid, the features first."""
-    image = sample.image[None].to(device)
-    grid = grid_of(image, scale)
-    bank = descriptor_bank(image)[0]
-    signals = [Signal("features", area(bank, grid)[0][None], None, bank)]
-    if sample.depth is not None and sample.depth_valid is not None:
-        depth, valid = sample.depth.to(device), sample.depth_valid.to(device)
-        low, low_valid = area(depth, grid, valid)
-        signals.append(Signal("depth", low[None], low_valid[None], depth, valid, unit=sample.depth_unit))
-    if sample.labels is not None:
-        labels = sample.labels.to(device)
-        maps, valid = one_hot(labels, sample.num_classes)
-        low, low_valid = area(maps, grid, valid)
-        signals.append(Signal("labels", low[None], low_valid[None], labels[None], valid, sample.num_classes))
-    return image, signals
+def measure_curve(config: Config, name: str, curve: Curve, place: bench.Place) -> None:
+    """Adds the missing rows of one curve and, for that of `fit`, of every stopping rule."""
+    missing = {step: names for step in curve.steps if (names := place.missing(name, step))}
+    stopping = rules(config) if name == FITTED else {}
+    unstopped = {rule: names for rule in stopping if (names := place.missing(stopped(rule)))}
+    if not missing and not unstopped:
+        return
+    # A rule may stop at any step: then the fit goes the whole way.
+    most = curve.settings.steps if unstopped else max(missing)
+    looks = snapshots(
+        curve.settings.replace(steps=most),
+        place.guide.image,
+        place.problem.grid,
+        list(missing),
+        {rule: stopping[rule] for rule in unstopped},
+        config.backend,
+    )
+    for step, names in missing.items():
+        look, upsample = looks[step], bench.rendering(looks[step].fit)
+        place.add(upsample, names, name, step, image_lr=curve.settings.image_lr, fit_seconds=look.seconds)
+    for rule, names in unstopped.items():
+        look, upsample = looks[rule], bench.rendering(looks[rule].fit)
+        place.add(
+            upsample,
+            names,
+            stopped(rule),
+            image_lr=curve.settings.image_lr,
+            fit_seconds=look.seconds,
+            stopped_after=look.steps,
+        )
 
 
-def grid_of(image: Tensor, scale: int) -> tuple[int, int]:
-    """Cells (h, w) of about `scale` pixels a side."""
-    return max(1, round(image.shape[-2] / scale)), max(1, round(image.shape[-1] / scale))
+def stopped(rule: str) -> str:
+    """The method of rows of a stopping rule."""
+    return f"{FITTED}, {rule}"
 
 
-def snapshots(config: Config, image: Tensor, scale: int, steps: Sequence[int]) -> dict[int, Snapshot]:
-    """One fit of max(steps) steps, kept after each of `steps`."""
-    device, grid = image.device, grid_of(image, scale)
-    settings = dataclasses.asdict(config.fit)
-    kept: dict[int, tuple[ua.Gaussians, float]] = {}
+def snapshots(
+    settings: ua.FitConfig,
+    image: Tensor,
+    grid: bench.Grid,
+    steps: Sequence[int],
+    stopping: Mapping[str, StopRule],
+    backend: str,
+) -> dict[int | str, Snapshot]:
+    """One fit of `settings.steps` steps, kept after each of `steps` and where each rule stops (or at the end)."""
+    device = image.device
+    kept: dict[int | str, tuple[ua.Gaussians, int, float]] = {}
+    losses: list[float] = []
 
-    def keep(step: int, _: Tensor, gaussians: ua.Gaussians) -> None:
+    def keep(step: int, loss: Tensor, gaussians: ua.Gaussians) -> None:
+        look = (gaussians, step, now(device) - start)
         if step in steps:
-            kept[step] = (gaussians, now(device) - start)
+            kept[step] = look
+        if stopping:
+            losses.append(loss.item())
+        for name, rule in stopping.items():
+            if name not in kept and (rule.stops(losses) or step == settings.steps):
+                kept[name] = look
 
     start = now(device)
-    initial = ua.fit(image, grid, backend=config.backend, **settings | {"steps": 0})
+    initial = ua.fit(image, grid, backend=backend, **vars(settings) | {"steps": 0})
     seconds = now(device) - start
     start = now(device)
-    ua.fit(image, grid, backend=config.backend, callback=keep, **settings | {"steps": max(steps)})
-    # A parameterisation without parameters takes no steps: every number of them gives the initial Gaussians.
-    at = {step: kept.get(step, (initial.gaussians, seconds)) for step in sorted(steps)}
-    return {step: Snapshot(initial.with_gaussians(gaussians), seconds) for step, (gaussians, seconds) in at.items()}
+    ua.fit(image, grid, backend=backend, callback=keep, **vars(settings))
+    # A parameterisation without parameters takes no steps: every look is at the initial Gaussians.
+    wanted: list[int | str] = [*sorted(steps), *stopping]
+    looks = {name: kept.get(name, (initial.gaussians, 0, seconds)) for name in wanted}
+    return {name: Snapshot(initial.with_gaussians(maps), step, spent) for name, (maps, step, spent) in looks.items()}
 
 
-def baselines(config: Config) -> dict[str, dict[str, Any]]:
-    """Those of the configuration, and bilinear in any case: it is the yardstick."""
-    return {"bilinear": {}, **config.baseline}
+@dataclass(frozen=True)
+class Score:
+    """One number of one scene: `name` is a title of `COLUMNS` or `SECONDS`."""
+
+    method: str
+    step: int | None
+    name: str
+    scene: str
+    value: float
 
 
-def baseline(name: str, options: Mapping[str, Any], image: Tensor) -> Upsampler:
-    """A module of `ua.baselines` as a function of the signal."""
-    module = plugins.find("ua.baselines", name, needs="upsample", kind="baseline")
-    plugins.check_options(module.upsample, options, f"baseline {name!r}")
-    return lambda low, valid: module.upsample(image, low, valid, **options)
-
-
-def rendering(fit: ua.Fit) -> Upsampler:
-    """`fit.render`; a pixel that no known cell reaches takes the bilinear value."""
-
-    def upsample(low: Tensor, valid: Tensor | None) -> Tensor:
-        result = fit.render(low, valid)
-        if valid is None:
-            return result
-        return torch.where(result.isnan(), bilinear.upsample(fit.image, low, valid), result)
-
-    return upsample
-
-
-def score_image(refitted: Tensor, image: Tensor) -> dict[str, float]:
-    """What the fit optimises (the L1 loss) and the usual measures of the same thing."""
-    return {
-        "loss": (refitted - image).abs().mean().item(),
-        "psnr": metrics.psnr(refitted, image),
-        "ssim": metrics.ssim(refitted, image),
+def scores(rows: Sequence[Row], scale: int) -> list[Score]:
+    """The numbers of the tables; errors in units of their own are ratios to bilinear."""
+    rows = [row for row in rows if row["scale"] == scale]
+    yardstick = {
+        (row["image"], row["signal"]): row for row in rows if row["method"] == bench.YARDSTICK and row["step"] is None
     }
-
-
-def score(signal: Signal, result: Tensor) -> dict[str, float]:
-    """What people use the Gaussians for. result: (C, H, W)."""
-    truth, valid = signal.truth, signal.valid
-    if signal.name == "labels":
-        classes = result.argmax(0)
-        return {
-            "miou": metrics.miou(classes, truth[0], signal.classes),
-            "boundary_miou": metrics.boundary_miou(classes, truth[0], signal.classes),
-        }
-    if signal.name == "depth":
-        return {
-            "depth_rmse": metrics.depth_rmse(result, truth, valid),
-            "depth_delta1": metrics.depth_delta1(result, truth, valid),
-        }
-    return {
-        "feature_rmse": metrics.feature_rmse(result, truth, valid),
-        "feature_cosine": metrics.feature_cosine(result, truth, valid),
-    }
-
-
-def average(rows: Sequence[Row]) -> list[Row]:
-    """Means over the images for each scale, method and step, RMSE also as the mean ratio to bilinear."""
-    yardstick = {(row["image"], row["scale"]): row for row in rows if row["method"] == "bilinear"}
-    groups: dict[tuple[int, str, int | None], list[Row]] = {}
+    result = []
     for row in rows:
-        ratios = {
-            f"{name}_ratio": row[name] / yardstick[row["image"], row["scale"]][name]
-            for name in ("depth_rmse", "feature_rmse")
-            if name in row
-        }
-        groups.setdefault((row["scale"], row["method"], row["step"]), []).append(row | ratios)
-    means = []
-    for (scale, method, step), members in groups.items():
-        measured = {name: [member[name] for member in members if name in member] for name in COLUMNS}
-        mean = {name: sum(values) / len(values) for name, values in measured.items() if values}
-        means.append({"scale": scale, "method": method, "step": step, **mean})
-    return sorted(means, key=lambda row: (row["scale"], row["method"] == FITTED, row["step"] or 0))
+        numbers = {}
+        for (signal, name), (title, _, _) in COLUMNS.items():
+            if row["signal"] == signal and name in row:
+                divisor = yardstick[row["image"], signal][name] if name in RATIOS else 1.0
+                if divisor > 0:
+                    numbers[title] = row[name] / divisor
+        if row["signal"] == "features":
+            numbers[SECONDS] = row["fit_seconds"] + row["render_seconds"]
+        result += [Score(row["method"], row["step"], name, row["scene"], value) for name, value in numbers.items()]
+    return result
 
 
-def report(config: Config, means: Sequence[Row], tracker: Tracker) -> None:
-    """A table and a figure of convergence for each scale."""
-    over = coverage(tracker.rows)
-    for scale in config.scales:
-        rows = [row for row in means if row["scale"] == scale]
-        tracker.table(
-            f"ablation_iters_x{scale}",
-            [
-                {
-                    "method": row["method"],
-                    "steps": row["step"],
-                    **{COLUMNS[name][0]: row.get(name) for name in COLUMNS},
-                }
-                for row in rows
-            ],
-            formats={title: form for title, form, _ in COLUMNS.values()},
-            best={title: which for title, _, which in COLUMNS.values()},
-            caption=f"Steps of the fit, {scale} pixels a cell, {over}; seconds for 32 channels.",
+Means = dict[tuple[str, int | None], dict[str, Interval]]
+
+
+def average(found: Sequence[Score]) -> Means:
+    """(method, step) -> column -> mean over the scenes with its bootstrap interval, steps in order."""
+    values: dict[tuple[str, int | None], dict[str, list[float]]] = {}
+    for score in found:
+        values.setdefault((score.method, score.step), {}).setdefault(score.name, []).append(score.value)
+    order = effects.in_order(method for method, _ in values)
+    keys = sorted(values, key=lambda about: (order.index(about[0]), about[1] or 0))
+    return {key: {name: bootstrap_mean(numbers) for name, numbers in values[key].items()} for key in keys}
+
+
+def report(config: Config, scale: int, means: Means, tracker: Tracker) -> None:
+    """Tables of means, of intervals, of paired tests and of stopping rules, and the figure of convergence."""
+    rows = [row for row in tracker.rows if row["scale"] == scale]
+    over = f"{scale} pixels a cell, {coverage(rows)}"
+    columns = [title for title, _, _ in COLUMNS.values()] + [SECONDS]
+    formats = {title: form for title, form, _ in COLUMNS.values()} | {SECONDS: ".3f"}
+
+    def line(about: tuple[str, int | None]) -> dict[str, Any]:
+        values = means[about]
+        return {"method": about[0], "steps": about[1], **{n: values[n].mean if n in values else None for n in columns}}
+
+    def line_with_intervals(about: tuple[str, int | None]) -> dict[str, Any]:
+        cells = {name: effects.cell(means[about].get(name), formats[name]) for name in columns}
+        return {"method": about[0], "steps": about[1], **cells}
+
+    tracker.table(
+        f"ablation_iters_x{scale}",
+        [line(about) for about in means],
+        formats=formats,
+        best={title: which for title, _, which in COLUMNS.values()} | {SECONDS: "min"},
+        caption=f"Steps of the fit, {over}; seconds for 32 channels.",
+    )
+    tracker.table(
+        f"intervals_x{scale}",
+        [line_with_intervals(about) for about in means],
+        caption=f"The same with 95 % bootstrap intervals over the images, {over}.",
+    )
+    paired_table(config, scale, rows, over, tracker)
+    stopping_table(config, scale, means, rows, over, tracker)
+    tracker.figure(f"convergence_x{scale}", convergence(config, means, over))
+
+
+def paired_table(config: Config, scale: int, rows: Sequence[Row], over: str, tracker: Tracker) -> None:
+    """Every number of steps and every curve's end against bilinear and against `released`, on the same images."""
+    part = [
+        dataclasses.replace(effect, method=effect.method if effect.step is None else f"{effect.method} {effect.step}")
+        for effect in effects.against(rows, apart=False)
+    ]
+    ends = [f"{name} {curve.steps[-1]}" for name, curve in curves(config).items() if curve.steps]
+    looked = [f"{FITTED} {step}" for step in curves(config)[FITTED].steps] + ends[1:]
+    looked += [*map(stopped, config.stopping), *config.presets]
+    references = [bench.YARDSTICK, *([RELEASED] if RELEASED in config.presets else [])]
+    pairs = [(method, other) for method in looked for other in references if method != other]
+    effects.paired_table(tracker, f"paired_x{scale}", part, pairs, over)
+
+
+def stopping_table(config: Config, scale: int, means: Means, rows: Sequence[Row], over: str, tracker: Tracker) -> None:
+    """Where each rule stops, and what that gives."""
+    lines = []
+    for name, rule in rules(config).items():
+        about = (stopped(name), None)
+        steps = [row["stopped_after"] for row in rows if row["method"] == about[0] and row["signal"] == "features"]
+        values = {title: means[about][title].mean for title in (*CURVES, SECONDS) if title in means[about]}
+        where = {"fewest steps": min(steps), "mean steps": sum(steps) / len(steps), "most steps": max(steps)}
+        lines.append({"rule": name, "window": rule.window, "tolerance": rule.tolerance, **where, **values})
+    if lines:
+        formats = {title: form for title, form, _ in COLUMNS.values()} | {SECONDS: ".3f", "mean steps": ".0f"}
+        formats |= {"fewest steps": ".0f", "most steps": ".0f"}
+        caption = (
+            "Stopping when the mean loss of the last window is not lower than that of the window before by more than "
+            f"the tolerance, {over}."
         )
-        name = f"fit ({settings_name(config.fit)})"
-        tracker.figure(f"convergence_x{scale}", convergence(rows, name, f"{scale} pixels a cell, {over}"))
+        tracker.table(f"stopping_x{scale}", lines, formats=formats, caption=caption)
 
 
 def settings_name(fit: ua.FitConfig) -> str:
@@ -358,138 +421,110 @@ def settings_name(fit: ua.FitConfig) -> str:
 
 def coverage(rows: Sequence[Row]) -> str:
     """How many images the means are over; not every image has every truth."""
-    everything, depth, labels = (
-        len({row["image"] for row in rows if name in row}) for name in ("feature_rmse", "depth_rmse", "miou")
-    )
-    return f"means over {everything} images (depth: {depth}, labels: {labels})"
+    counts = {name: len({row["image"] for row in rows if row["signal"] == name}) for name in ("depth", "labels")}
+    everything = len({row["image"] for row in rows})
+    return f"means over {everything} images (depth: {counts['depth']}, labels: {counts['labels']})"
 
 
-def convergence(rows: Sequence[Row], fit_name: str, title: str) -> Any:
-    """Quality against steps (above) and against seconds (below), the baselines as horizontal lines."""
-    measured = [name for name in CURVES if any(name in row for row in rows)]
-    fitted = [row for row in rows if row["method"] == FITTED]
-    others = [row for row in rows if row["method"] != FITTED]
+def convergence(config: Config, means: Means, title: str) -> Any:
+    """Quality against steps (above) and against seconds (below); the baselines are horizontal lines.
 
+    The band around the curve of `fit` is its bootstrap interval.
+    """
+    measured = [name for name in CURVES if any(name in values for values in means.values())]
+    names = curves(config)
+    levels = [method for method, step in means if step is None and method not in map(stopped, config.stopping)]
     styles = iter(plots.baseline_styles())
-    style = {row["method"]: PRESET_STYLE if "preset" in row["method"] else next(styles, {}) for row in others}
+    style = {
+        method: {"color": plots.SKY, "linewidth": 1.6} if method in config.presets else next(styles, {})
+        for method in levels
+    }
+    colours = dict(zip(names, (plots.BLUE, plots.VERMILION, plots.GREEN, plots.ORANGE, plots.PURPLE), strict=False))
 
-    def lines(name: str, against: str) -> list[plots.Curve]:
-        xs, ys = [row[against] for row in fitted], [row[name] for row in fitted]
-        return [plots.Curve(fit_name, xs, ys, FITTED_STYLE)] + [
-            plots.Curve(
-                row["method"].replace("_", " "),
-                [row["seconds"]] if against == "seconds" else [],
-                [row[name]],
-                style[row["method"]],
-                level=True,
+    def lines(column: str, against_seconds: bool) -> list[plots.Curve]:
+        result = []
+        for name in names:
+            points = [(step, values) for (method, step), values in means.items() if method == name and step is not None]
+            xs = [values[SECONDS].mean if against_seconds else float(step) for step, values in points]
+            intervals = [values[column] for _, values in points]
+            shown = f"{name} ({settings_name(config.fit)})" if name == FITTED else name.replace("_", " ")
+            strong = {"linewidth": 2.0, "zorder": 3} if name == FITTED else {"linewidth": 1.2, "markersize": 3}
+            result.append(
+                plots.Curve(
+                    shown,
+                    xs,
+                    [interval.mean for interval in intervals],
+                    {"color": colours.get(name, plots.GREY), **strong},
+                    band=[(interval.low, interval.high) for interval in intervals] if name == FITTED else (),
+                )
             )
-            for row in others
-        ]
+        for method in levels:
+            values = means[method, None]
+            xs = [values[SECONDS].mean] if against_seconds else []
+            shown = method.replace("_", " ")
+            result.append(plots.Curve(shown, xs, [values[column].mean], style[method], level=True))
+        return result
 
     arrow = {"max": "\N{UPWARDS ARROW}", "min": "\N{DOWNWARDS ARROW}"}
-    titles = {name: f"{COLUMNS[name][0]} {arrow[COLUMNS[name][2]]}" for name in measured}
-    ticks = [row["step"] for row in fitted]
+    better = {title: which for title, _, which in COLUMNS.values()}
+    ticks = names[FITTED].steps
     return plots.curves(
         [
-            [plots.Plot(lines(name, "step"), titles[name], "steps", ticks=ticks) for name in measured],
-            [plots.Plot(lines(name, "seconds"), "", "seconds, fit and render") for name in measured],
+            [plots.Plot(lines(n, False), f"{n} {arrow[better[n]]}", "steps", ticks=ticks) for n in measured],
+            [plots.Plot(lines(n, True), "", "seconds, fit and render") for n in measured],
         ],
         title=title,
     )
 
 
-def picture(config: Config, sample: Sample, device: str) -> Any:
+def picture(config: Config, sample: Sample, device: str, tracker: Tracker) -> Any:
     """Guide, LR, bilinear, fit, presets, truth and errors, a row for each signal of the sample."""
     scale, steps = config.picture.scale, config.picture.steps
-    image, signals = prepare(sample, scale, device)
-    fit = snapshots(config, image, scale, [steps])[steps].fit
+    place = place_of(config, sample, scale, device, tracker)
+    image, grid = place.guide.image, place.problem.grid
+    fit = snapshots(config.fit.replace(steps=steps), image, grid, [steps], {}, config.backend)[steps].fit
     methods = {
-        "bilinear": baseline("bilinear", {}, image),
-        f"{settings_name(config.fit)}, {steps} steps": rendering(fit),
+        "bilinear": bench.of_baseline("bilinear", {}).prepare(image, grid),
+        f"{settings_name(config.fit)}, {steps} steps": bench.rendering(fit),
     }
     for name in config.presets:
-        methods[f"preset {name}"] = rendering(ua.fit(image, grid_of(image, scale), preset=name, backend=config.backend))
+        if name != settings_name(config.fit):
+            methods[f"preset {name}"] = bench.of_fit(ua.preset(name), config.backend).prepare(image, grid)
+    signals = list(place.problem.signals.values())
     rows = []
     for number, signal in enumerate(signals):
         results = {name: upsample(signal.low, signal.low_valid)[0] for name, upsample in methods.items()}
-        rows.append([guide_panel(number, image, fit, scale), *signal_panels(signal, results)])
+        rows.append([guide_panel(number, image, fit, grid), *signal_panels(signal, results)])
     return plots.panels(rows, row_titles=[signal.name for signal in signals], width=1.9)
 
 
-def guide_panel(number: int, image: Tensor, fit: ua.Fit, scale: int) -> plots.Panel:
+def guide_panel(number: int, image: Tensor, fit: ua.Fit, grid: bench.Grid) -> plots.Panel:
     """The first column: the guide, then what the fit sees and makes of it."""
     if number == 0:
         return plots.Panel(plots.image(image[0]), "guide", f"{image.shape[-2]} x {image.shape[-1]}")
     if number == 1:
-        low = to_grid(image, grid_of(image, scale), fit.config.image_lr)
+        low = to_grid(image, grid, fit.config.image_lr)
         return plots.Panel(plots.image(low[0]), "guide, LR", f"{low.shape[-2]} x {low.shape[-1]}")
     refitted = fit.reconstruct()
     return plots.Panel(plots.image(refitted[0]), "guide, refitted", f"PSNR {metrics.psnr(refitted, image):.1f} dB")
 
 
-def signal_panels(signal: Signal, results: Mapping[str, Tensor]) -> list[plots.Panel]:
-    """LR, every result, the truth, and the error of every result, in colours that they share."""
-    low, truth = signal.low[0], signal.truth
-    known = torch.ones_like(truth[0], dtype=torch.bool) if signal.valid is None else signal.valid
-    known_low = torch.ones_like(low[0], dtype=torch.bool) if signal.low_valid is None else signal.low_valid[0]
-    if signal.name == "labels":
-        maps = [result.argmax(0) for result in results.values()]
-        views = [plots.classes(labels) for labels in (low.argmax(0).masked_fill(~known_low, -1), *maps, truth[0])]
-        errors = [(labels != truth[0]).float() for labels in maps]
-        measure, worst = "miou", 1.5  # wrong pixels in a middle colour
-        truth_name = f"{signal.classes} classes; grey: unknown"
-        error_names = [f"wrong: {error[known].mean():.0%} of the pixels" for error in errors]
-    elif signal.name == "depth":
-        near, far = (torch.quantile(truth[0][known], share).item() for share in (0.01, 0.99))
-        maps = [hide(low[0], known_low), *(result[0] for result in results.values()), hide(truth[0], known)]
-        views = [plots.quantity(depth, near, far) for depth in maps]
-        errors = [(result - truth)[0].abs() for result in results.values()]
-        measure, worst = "depth_rmse", high(errors, known)
-        truth_name = f"{near:.3g} to {far:.3g} {signal.unit}"
-        error_names = [f"absolute error, 0 to {worst:.2g}"] * len(errors)
-    else:
-        views = plots.pca(low, low, *results.values(), truth)
-        errors = [(result - truth).norm(dim=0) for result in results.values()]
-        measure, worst = "feature_rmse", high(errors, known)
-        truth_name = "colours: PCA of the LR features"
-        error_names = [f"length of the error, 0 to {worst:.2g}"] * len(errors)
-    captions = [f"{MEASURES[measure]} {score(signal, result)[measure]:.3f}" for result in results.values()]
-    heat = [plots.quantity(hide(error, known), 0, worst, "inferno") for error in errors]
-    return [
-        plots.Panel(views[0], "LR", f"{low.shape[-2]} x {low.shape[-1]}"),
-        *(plots.Panel(*panel) for panel in zip(views[1:-1], results, captions, strict=True)),
-        plots.Panel(views[-1], "truth", truth_name),
-        *(plots.Panel(*panel) for panel in zip(heat, (f"error: {name}" for name in results), error_names, strict=True)),
-    ]
-
-
-def hide(values: Tensor, known: Tensor) -> Tensor:
-    """NaN, which pictures show in grey, where nothing is known."""
-    return values.masked_fill(~known, math.nan)
-
-
-def high(errors: Sequence[Tensor], known: Tensor) -> float:
-    """The 99th percentile of the worst of these error maps: the end of their common colour scale."""
-    return max(torch.quantile(error[known], 0.99).item() for error in errors)
-
-
-def summary(samples: Sequence[Sample], means: Sequence[Row]) -> dict[str, Any]:
+def summary(samples: Sequence[Sample], means: Mapping[int, Means]) -> dict[str, Any]:
     """Means by scale, method and steps, and which number of steps is best for each measure."""
-    scales = sorted({row["scale"] for row in means})
     result: dict[str, Any] = {"images": [sample.name for sample in samples]}
-    for scale in scales:
+    for scale, found in means.items():
         methods: dict[str, Any] = {}
-        for row in (row for row in means if row["scale"] == scale):
-            values = {name: row[name] for name in COLUMNS if name in row}
-            if row["method"] == FITTED:
-                methods.setdefault(FITTED, {})[str(row["step"])] = values
+        for (method, step), values in found.items():
+            numbers = {name: interval.mean for name, interval in values.items()}
+            if step is None:
+                methods[method] = numbers
             else:
-                methods[row["method"]] = values
-        fitted = [row for row in means if row["scale"] == scale and row["method"] == FITTED]
+                methods.setdefault(method, {})[str(step)] = numbers
+        fitted = {step: values for (method, step), values in found.items() if method == FITTED and step is not None}
         best = {
-            name: (min if which == "min" else max)(fitted, key=lambda row: row[name])["step"]
-            for name, (_, _, which) in COLUMNS.items()
-            if name != "seconds" and name in fitted[0]
+            title: (min if which == "min" else max)(fitted, key=lambda step: fitted[step][title].mean)
+            for title, _, which in COLUMNS.values()
+            if all(title in values for values in fitted.values())
         }
         result[f"x{scale}"] = {"best_steps": best, "means": methods}
     return result

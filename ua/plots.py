@@ -68,13 +68,22 @@ class Panel:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot. `level`: a single y, drawn across the plot, with a marker at its x where it has one."""
+    """One line of a plot.
+
+    Attributes:
+        name: in the legend.
+        x, y: its points.
+        style: of Matplotlib's lines.
+        level: a single y, drawn across the plot, with a marker at its x where it has one.
+        band: (low, high) around every y, shaded; none: no band. NaN leaves a gap.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: Mapping[str, Any] = field(default_factory=dict)
     level: bool = False
+    band: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -313,6 +322,9 @@ def _plot(axes: Axes, plot: Plot, handles: dict[str, Any]) -> None:
                 axes.plot(curve.x, curve.y, **{**curve.style, "marker": "D", "linestyle": "none"})
         else:
             (handle,) = axes.plot(curve.x, curve.y, **{"marker": "o", **curve.style})
+            if curve.band:
+                low, high = zip(*curve.band, strict=True)
+                axes.fill_between(curve.x, low, high, color=handle.get_color(), alpha=0.15, linewidth=0)
         handles.setdefault(curve.name, handle)
     if plot.ticks:
         axes.set_xticks(plot.ticks)

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import ua
-from experiments import ablation_iters
-from experiments.ablation_iters import Config, DataConfig, PictureConfig
+from experiments import _bench, ablation_iters
+from experiments.ablation_iters import Config, DataConfig, PictureConfig, StopRule
 from ua.tracking import Tracker
 
 BASELINES = {name: {} for name in ("nearest", "bilinear", "bicubic", "jbu", "guided_filter")}
+SIGNALS = {"motorcycle": ["colour", "depth", "features", "labels"], "coffee": ["colour", "features"]}
+METHODS = [*BASELINES, "released", "default", "fit, plateau"]
 
 
 def config(**changes):
@@ -20,10 +22,13 @@ def config(**changes):
         "data": DataConfig("embedded", {"names": ["motorcycle", "coffee"], "size": [48, 64]}),
         "fit": ua.preset("released"),
         "baseline": BASELINES,
-        "presets": ["default"],
+        "curves": {"slow": {"lr": 0.01, "steps": 3}},
+        "stopping": {"plateau": {"window": 1, "tolerance": 0.05}},
+        "presets": ["released", "default"],
         "steps": [0, 2, 5],
         "scales": [8, 16],
         "picture": PictureConfig("motorcycle", 16, 2),
+        "degradation_seed": 0,
         "backend": "auto",
         "device": "cpu",
     }
@@ -38,71 +43,123 @@ def finished(tmp_path_factory):
     return folder, tracker.rows, summary
 
 
-def test_a_row_for_every_image_scale_method_and_step(finished):
+def find(rows, **labels):
+    return [row for row in rows if all(row[name] == value for name, value in labels.items())]
+
+
+def test_a_row_for_every_image_scale_signal_method_and_step(finished):
     _, rows, _ = finished
-    assert len(rows) == 2 * 2 * (len(BASELINES) + 1 + 3)
+    looks = len(METHODS) + 3 + 2  # of the fit after 0, 2, 5 steps, of the slow curve after 0 and 2
+    for image, signals in SIGNALS.items():
+        mine = find(rows, image=image)
+        assert {row["signal"] for row in mine} == set(signals)
+        assert len(mine) == 2 * len(signals) * looks
+    for row in find(rows, signal="colour"):
+        assert 0 < row["loss"] < 0.5 and 5 < row["psnr"] < 60 and -1 <= row["ssim"] <= 1
     for row in rows:
-        assert row["seconds"] > 0 and 0 < row["loss"] < 0.5 and 5 < row["psnr"] < 60 and -1 <= row["ssim"] <= 1
-        assert row["feature_rmse"] > 0 and -1 <= row["feature_cosine"] <= 1
-        assert ("depth_rmse" in row) == ("miou" in row) == (row["image"] == "motorcycle")
-    depth = [row for row in rows if row["image"] == "motorcycle"]
-    assert all(row["depth_rmse"] > 0 and 0 <= row["depth_delta1"] <= 1 and 0 <= row["miou"] <= 1 for row in depth)
+        assert row["fit_seconds"] >= 0 and row["render_seconds"] > 0
 
 
 def test_the_fit_does_what_it_optimises(finished):
     _, rows, _ = finished
-    for image in ("motorcycle", "coffee"):
+    for image in SIGNALS:
         for scale in (8, 16):
-            fitted = [row for row in rows if (row["image"], row["scale"], row["method"]) == (image, scale, "fit")]
+            fitted = find(rows, image=image, scale=scale, method="fit", signal="colour")
             assert [row["step"] for row in fitted] == [0, 2, 5]
             assert fitted[0]["loss"] > fitted[1]["loss"] > fitted[2]["loss"]
+            slow = find(rows, image=image, scale=scale, method="slow", signal="colour")
+            assert [row["step"] for row in slow] == [0, 2]
+            assert slow[0]["loss"] == fitted[0]["loss"] and slow[1]["loss"] > fitted[1]["loss"]
+
+
+def test_the_curve_of_released_passes_through_the_preset():
+    image = torch.rand(1, 3, 32, 48)
+    (look,) = looks_at(image, [51]).values()
+    preset = ua.fit(image, (4, 6), preset="released")
+    for kept, direct in zip(look.fit.gaussians, preset.gaussians, strict=True):
+        torch.testing.assert_close(kept, direct)
+
+
+@pytest.mark.parametrize(
+    ("losses", "stops"),
+    [
+        ([4, 4, 4], False),  # a second window is not full
+        ([4, 4, 2, 2], False),
+        ([4, 4, 3.9, 3.9], True),  # 2.5 % lower, and 5 % are asked for
+        ([4, 4, 5, 5], True),
+        ([9, 4, 4, 2, 2], False),
+    ],
+)
+def test_a_stopping_rule(losses, stops):
+    assert StopRule(window=2, tolerance=0.05).stops(losses) == stops
+
+
+def test_a_rule_stops_where_its_loss_no_longer_falls(finished):
+    _, rows, _ = finished
+    for row in find(rows, method="fit, plateau"):
+        labels = {"image": row["image"], "scale": row["scale"], "signal": row["signal"], "method": "fit"}
+        assert 2 <= row["stopped_after"] <= 5
+        for fitted in find(rows, **labels, step=row["stopped_after"]):
+            for name in {"loss", "feature_rmse", "depth_rmse"} & set(row):
+                assert row[name] == fitted[name]
+    image = torch.rand(1, 3, 32, 48)
+    never, at_once = StopRule(1, 0.0), StopRule(1, 1.0)
+    settings = ua.preset("released").replace(steps=6)
+    looks = ablation_iters.snapshots(settings, image, (4, 6), [], {"never": never, "at_once": at_once}, "auto")
+    assert looks["never"].steps == 6 and looks["at_once"].steps == 2
 
 
 def test_what_it_writes(finished):
     folder, _, summary = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
     assert {f"figures/convergence_x{scale}.png" for scale in (8, 16)} <= names
-    assert {f"tables/ablation_iters_x{scale}.{kind}" for scale in (8, 16) for kind in ("md", "tex")} <= names
+    for table in ("ablation_iters", "intervals", "paired", "stopping"):
+        assert {f"tables/{table}_x{scale}.{kind}" for scale in (8, 16) for kind in ("md", "tex")} <= names
     assert "figures/panels_motorcycle_x16.png" in names
-    assert summary["x16"]["means"]["bilinear"]["depth_rmse_ratio"] == 1
+    assert summary["x16"]["means"]["bilinear"]["depth RMSE / bilinear"] == 1
     assert set(summary["x8"]["means"]["fit"]) == {"0", "2", "5"}
-    assert summary["x8"]["best_steps"]["loss"] == 5
+    assert summary["x8"]["best_steps"]["L1 loss"] == 5
+    paired = (folder / "tables" / "paired_x8.md").read_text()
+    assert "| fit 5 " in paired and "| released " in paired and "| slow 2 " in paired
     json.dumps(summary)
 
 
 def test_it_goes_on_where_it_was_interrupted(finished, tmp_path, monkeypatch):
     _, rows, _ = finished
-    small = config(scales=[16], presets=[], baseline={})
+    small = config(scales=[16], baseline={}, presets=[], curves={}, stopping={}, picture=PictureConfig("none", 16, 0))
 
     class Stopped(Exception):
         pass
 
-    def stop_at_third(*arguments, real=ablation_iters.score_image):
-        if len(tracker.rows) == 3:
+    def stop_at_fourth(*arguments, real=_bench.score):
+        if len(tracker.rows) == 8:
             raise Stopped
         return real(*arguments)
 
     tracker = Tracker(tmp_path, {})
-    monkeypatch.setattr(ablation_iters, "score_image", stop_at_third)
+    monkeypatch.setattr(_bench, "score", stop_at_fourth)
     with pytest.raises(Stopped):
         ablation_iters.run(small, tracker)
     monkeypatch.undo()
     before = (tmp_path / "metrics.csv").read_text()
-    assert before.count("\n") == 4  # the header and three rows
+    assert before.count("\n") == 9  # the header and eight rows
 
     tracker = Tracker(tmp_path, {})
     ablation_iters.run(small, tracker)
-    assert (tmp_path / "metrics.csv").read_text().startswith(before), "finished rows were touched"
-    assert len(tracker.rows) == 2 * (1 + 3)
-    whole = {(row["image"], row["step"]): row for row in rows if (row["method"], row["scale"]) == ("fit", 16)}
-    for row in tracker.rows:
-        if row["method"] == "fit":
-            assert math.isclose(row["psnr"], whole[row["image"], row["step"]]["psnr"], rel_tol=1e-6)
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 1 + (4 + 2) * (1 + 3)
+    whole = {(row["image"], row["step"]): row for row in find(rows, method="fit", scale=16, signal="colour")}
+    for row in find(tracker.rows, method="fit", signal="colour"):
+        assert math.isclose(row["psnr"], whole[row["image"], row["step"]]["psnr"], rel_tol=1e-6)
+
+
+def looks_at(image, steps, **changes):
+    settings = ua.preset("released").replace(steps=max(steps), **changes)
+    return ablation_iters.snapshots(settings, image, (4, 6), steps, {}, "auto")
 
 
 def test_a_snapshot_is_what_a_shorter_fit_ends_with():
     image = torch.rand(1, 3, 32, 48)
-    looked = ablation_iters.snapshots(config(), image, 8, [2, 5])
+    looked = looks_at(image, [2, 5])
     shorter = ua.fit(image, (4, 6), preset="released", steps=2)
     for kept, direct in zip(looked[2].fit.gaussians, shorter.gaussians, strict=True):
         torch.testing.assert_close(kept, direct)
@@ -110,8 +167,7 @@ def test_a_snapshot_is_what_a_shorter_fit_ends_with():
 
 
 def test_a_parameterisation_without_parameters():
-    fixed = ua.preset("released").replace(parameterisation="fixed")
-    looked = ablation_iters.snapshots(config(fit=fixed), torch.rand(1, 3, 16, 16), 8, [0, 3])
+    looked = looks_at(torch.rand(1, 3, 16, 24), [0, 3], parameterisation="fixed")
     assert torch.equal(looked[0].fit.gaussians.sigma_x, looked[3].fit.gaussians.sigma_x)
 
 
@@ -122,6 +178,10 @@ def test_a_parameterisation_without_parameters():
         ({"steps": [-1]}, "steps"),
         ({"scales": [0]}, "scales"),
         ({"presets": ["relesed"]}, "did you mean 'released'"),
+        ({"curves": {"slow": {"lrr": 0.1}}}, "did you mean 'lr'"),
+        ({"curves": {"fit": {}}}, "'fit' twice"),
+        ({"stopping": {"mine": {"window": 0, "tolerance": 0.1}}}, "window must be >= 1"),
+        ({"stopping": {"mine": {"window": 3}}}, "'mine' needs tolerance"),
     ],
 )
 def test_bad_values(changes, words):
@@ -137,7 +197,7 @@ def test_bad_pictures(scale, steps, words):
 
 def test_unknown_options_of_a_baseline():
     with pytest.raises(TypeError, match="unknown option of baseline 'guided_filter' 'raduis'; did you mean 'radius'"):
-        ablation_iters.baseline("guided_filter", {"raduis": 2}, torch.rand(1, 3, 8, 8))
+        _bench.of_baseline("guided_filter", {"raduis": 2})
 
 
 @pytest.mark.parametrize("name", ua.PRESETS)
