@@ -40,6 +40,76 @@ Grid = tuple[int, int]
 Upsampler = Callable[[Tensor, Tensor | None], Tensor]
 
 
+@dataclass(frozen=True)
+class Common:
+    """What the configurations of all experiments on the bench hold.
+
+    Attributes:
+        data: modules of `ua.datasets` with the options of each; one whose files are not here is left out.
+        split: "dev", "test" or None for both. Whatever is chosen by what one sees must be chosen on "dev".
+        regimes: how the LR signals are made, some of `REGIMES`.
+        baseline: modules of `ua.baselines` with the options of each.
+        presets: of the library.
+        degradation_seed: of jitter and noise.
+        backend: as in `ua.fit`.
+        device: "auto" (a GPU where there is one) or a name that torch knows.
+    """
+
+    data: dict[str, dict[str, Any]]
+    split: str | None
+    regimes: list[str]
+    baseline: dict[str, dict[str, Any]]
+    presets: list[str]
+    degradation_seed: int
+    backend: str
+    device: str
+
+    def __post_init__(self) -> None:
+        """What is wrong should be known before the first measurement, not after it."""
+        if self.split is not None and self.split not in datasets.SPLITS:
+            raise ValueError(plugins.unknown("split", self.split, datasets.SPLITS))
+        check_names("regimes", self.regimes, REGIMES)
+        for name, options in self.baseline.items():
+            of_baseline(name, options)
+        for name in self.presets:
+            ua.preset(name)
+
+
+@dataclass(frozen=True)
+class Scaled(Common):
+    """Those of experiments whose grids follow from a scale.
+
+    Attributes:
+        scales: HR pixels per LR cell, each >= 1.
+    """
+
+    scales: list[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scales or min(self.scales) < 1:
+            raise ValueError(f"scales must be numbers >= 1, at least one, got {self.scales}")
+
+
+def check_names(key: str, names: Sequence[str], known: Iterable[str]) -> None:
+    """Raises ValueError where there is no name, or one that is none of `known`."""
+    known = list(known)
+    if not names:
+        raise ValueError(f"{key} must name at least one of {', '.join(known)}, got none")
+    for name in names:
+        if name not in known:
+            raise ValueError(plugins.unknown(key, name, known))
+
+
+def check_different(what: str, *groups: Iterable[str]) -> None:
+    """Raises ValueError where a name comes twice; bilinear is taken."""
+    taken = {YARDSTICK}
+    for name in (name for group in groups for name in group):
+        if name in taken and name != YARDSTICK:
+            raise ValueError(f"{what} must have different names, got {name!r} twice")
+        taken.add(name)
+
+
 @dataclass(frozen=True, eq=False)
 class Truth:
     """A signal at full resolution.
@@ -421,13 +491,17 @@ def score(signal: Signal, result: Tensor) -> dict[str, float]:
     return {"feature_rmse": metrics.feature_rmse(some, same), "feature_cosine": metrics.feature_cosine(some, same)}
 
 
+def clean(sample: Sample, device: str) -> Guide:
+    """The sample's image as it is."""
+    return Guide(CLEAN, lambda: sample.image[None].to(device))
+
+
 def corrupted(sample: Sample, name: str, seed: int, device: str) -> Guide:
     """The sample's image under one of `ua.corrupt.CORRUPTIONS`."""
-    clean = sample.image[None].to(device)
     return Guide(
         name,
         lambda: corrupt.corrupt(sample.image, name, seed_of(seed, sample.name, name))[None].to(device),
-        clean if name != CLEAN else None,
+        sample.image[None].to(device),
     )
 
 

@@ -43,12 +43,12 @@ class Prediction:
     scale: int
 
 
-def load(split: str, root: str | os.PathLike[str] | None, seed: int) -> list[Prediction]:
+def load(split: str | None, root: str | os.PathLike[str] | None, seed: int) -> list[Prediction]:
     """The predictions of a split; networks are trained here, in some ten seconds each.
 
     Args:
-        split: "dev" (the right half of an aerial image) or "test" (the authors' map of a dog, four frames of a car, the
-            right half of a microscope image).
+        split: "dev" (the right half of an aerial image), "test" (the authors' map of a dog, four frames of a car, the
+            right half of a microscope image), or None for both.
         root: the folder of the shared samples; None: UA_DATA.
         seed: of the networks.
 
@@ -56,13 +56,11 @@ def load(split: str, root: str | os.PathLike[str] | None, seed: int) -> list[Pre
         FileNotFoundError: the folder or a file is not there.
     """
     folder = shared.data_root(root)
+    dev = [halves(shared.load(folder, ["potsdam_2_10"], None)[0], seed)] if split != "test" else []
     if split == "dev":
-        return [halves(shared.load(folder, ["potsdam_2_10"], None)[0], seed)]
-    return [
-        authors(folder),
-        *cars(folder, seed),
-        halves(shared.load(folder, ["em_membrane_0"], None)[0], seed),
-    ]
+        return dev
+    microscope = halves(shared.load(folder, ["em_membrane_0"], None)[0], seed)
+    return [*dev, authors(folder), *cars(folder, seed), microscope]
 
 
 def authors(root: Path) -> Prediction:

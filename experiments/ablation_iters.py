@@ -229,8 +229,7 @@ def place_of(config: Config, sample: Sample, scale: int, device: str, tracker: T
     """The signals of a sample, each as its exact average, and where their rows go."""
     grid = bench.grid_of(sample.image, scale)
     problem = bench.Problem(sample, grid, ["average"], config.degradation_seed, device)
-    guide = bench.Guide(bench.CLEAN, lambda: sample.image[None].to(device))
-    return bench.Place(problem, guide, tracker, True, {"scale": scale})
+    return bench.Place(problem, bench.clean(sample, device), tracker, True, {"scale": scale})
 
 
 def measure_curve(config: Config, name: str, curve: Curve, place: bench.Place) -> None:

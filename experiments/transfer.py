@@ -16,71 +16,37 @@ from experiments import _bench as bench
 from experiments import _transfer_predictions as predictions
 from experiments import _transfer_report as reports
 from experiments._panels import NOT_SHOWN, signal_panels
-from ua import corrupt, datasets, plots, plugins
+from ua import corrupt, plots
 from ua.averages import averages_truth
 from ua.datasets import Sample
 from ua.tracking import Tracker, choose_device, now
 
 
 @dataclass(frozen=True)
-class Config:
-    """What the YAML of this experiment holds.
+class Config(bench.Scaled):
+    """What the YAML of this experiment holds, besides `bench.Scaled`.
 
     Attributes:
-        data: modules of `ua.datasets` with the options of each; one whose files are not here is left out.
-        split: "dev" or "test".
-        scales: HR pixels per LR cell, each >= 1.
-        regimes: how the LR signals are made, some of "average" and "network".
         guides: names of `ua.corrupt.CORRUPTIONS`: what happens to the guide, and to nothing else.
-        baseline: modules of `ua.baselines` with the options of each.
-        presets: of the library.
         variants: name -> {preset: of the library ("default" where it is not given), field of `ua.FitConfig`: value}.
         predictions: whether real predictions of networks are scored, too (with the regime "network" and the data set
             "shared").
         pictures: samples that are shown, of those that are measured.
         picture_scale: HR pixels per LR cell there, >= 1.
-        degradation_seed: of jitter, noise and the training of networks.
-        backend: as in `ua.fit`.
-        device: "auto" (a GPU where there is one) or a name that torch knows.
     """
 
-    data: dict[str, dict[str, Any]]
-    split: str
-    scales: list[int]
-    regimes: list[str]
     guides: list[str]
-    baseline: dict[str, dict[str, Any]]
-    presets: list[str]
     variants: dict[str, dict[str, Any]]
     predictions: bool
     pictures: list[str]
     picture_scale: int
-    degradation_seed: int
-    backend: str
-    device: str
 
     def __post_init__(self) -> None:
-        if self.split not in datasets.SPLITS:
-            raise ValueError(plugins.unknown("split", self.split, datasets.SPLITS))
-        if not self.scales or min(self.scales) < 1:
-            raise ValueError(f"scales must be numbers >= 1, at least one, got {self.scales}")
+        super().__post_init__()
         if self.picture_scale < 1:
             raise ValueError(f"picture_scale must be >= 1, got {self.picture_scale}")
-        for key, names, known in (
-            ("regimes", self.regimes, bench.REGIMES),
-            ("guides", self.guides, tuple(corrupt.CORRUPTIONS)),
-        ):
-            if not names:
-                raise ValueError(f"{key} must name at least one of {', '.join(known)}, got none")
-            for name in names:
-                if name not in known:
-                    raise ValueError(plugins.unknown(key, name, known))
-        # What is wrong with a method should be known before the first measurement, not after it.
-        taken = {"bilinear", *self.baseline}
-        for name in (*self.presets, *self.variants):
-            if name in taken:
-                raise ValueError(f"variants, presets and baselines must have different names, got {name!r} twice")
-            taken.add(name)
+        bench.check_names("guides", self.guides, corrupt.CORRUPTIONS)
+        bench.check_different("variants, presets and baselines", self.baseline, self.presets, self.variants)
         settings(self)
 
 

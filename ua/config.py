@@ -14,7 +14,7 @@ CHOICES = {
     "radius_rule": ("fixed", "pixel", "cell"),
     "border": ("clamp", "drop"),
     "guide_lr": ("bilinear", "area"),
-    "image_lr": ("bicubic", "bilinear", "area"),
+    "image_lr": ("bicubic", "bilinear", "antialias", "area"),
     "signal_is": ("auto", "average", "prediction"),
 }
 
@@ -42,7 +42,8 @@ class FitConfig:
             "denoise", or "auto", which acts on corrupted images alone), or the dotted name of your own.
         guide: the space in which colours are compared: a module of `ua.guides`, or the dotted name of your own.
         guide_lr: how the guide of the range term comes to the LR grid: "bilinear" (no antialias) or "area" (mean).
-        image_lr: how the LR image that the fit renders is made: "bicubic", "bilinear" (no antialias) or "area".
+        image_lr: how the LR image that the fit renders is made: "bicubic" or "bilinear" (no antialias),
+            "antialias" (bicubic with one) or "area".
         leave_one_out: steps by which `Fit.render` adapts the Gaussians to the signal at hand, so that every cell is
             best predicted from the others around it (`ua.leave_one_out`, which starts from 1.5 times sigma_r, whatever
             the parameterisation, radius_rule and border); >= 0. For averages alone.

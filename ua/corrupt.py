@@ -72,9 +72,12 @@ def _random(seed: int) -> torch.Generator:
 
 CORRUPTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "clean": lambda image, seed: image,
+    "salt_and_pepper_5": partial(salt_and_pepper, share=0.05),
     "salt_and_pepper_10": partial(salt_and_pepper, share=0.1),
     "salt_and_pepper_20": partial(salt_and_pepper, share=0.2),
+    "gaussian_10": partial(gaussian_noise, sigma=10 / 255),
     "gaussian_20": partial(gaussian_noise, sigma=20 / 255),
+    "gaussian_40": partial(gaussian_noise, sigma=40 / 255),
     "blur": partial(blur, sigma=2.0),
     "jpeg": partial(jpeg, quality=20),
     "low_light": partial(low_light, gain=0.2, sigma=4 / 255),

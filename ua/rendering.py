@@ -191,9 +191,15 @@ def no_autocast() -> Iterator[None]:
 
 
 def to_grid(guide: Tensor, grid: tuple[int, int], how: str) -> Tensor:
-    """The guide (B, G, H, W) on the LR grid, (B, G, h, w): "bilinear", "bicubic" (no antialias) or "area" mean."""
+    """The guide (B, G, H, W) on the LR grid, (B, G, h, w).
+
+    `how`: "bilinear" or "bicubic" (no antialias), "antialias" (bicubic whose window grows with the scale) or the
+    "area" mean.
+    """
     if how == "area":
         return degrade.area(guide, grid)[0]
+    if how == "antialias":
+        return F.interpolate(guide, grid, mode="bicubic", align_corners=False, antialias=True)
     return F.interpolate(guide, grid, mode=how, align_corners=False)
 
 

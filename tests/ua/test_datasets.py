@@ -258,3 +258,22 @@ def test_the_real_folder(shared_data: Path) -> None:
     assert torch.equal(samples["middlebury_motorcycle"].image, motorcycle.image)
     assert 12 in samples["voc_2009_003810"].labels  # type: ignore[operator]  # the dog
     assert samples["nyuv2_basement_00000"].depth.max() < 10  # type: ignore[union-attr]  # metres, in a room
+
+
+def test_the_satellite_image(shared_data: Path) -> None:
+    (sample,) = datasets.load("satellite", root=shared_data)
+    check(sample)
+    assert sample.bands is not None and sample.bands.shape == (4, 256, 256)
+    assert torch.equal(sample.bands[:3], sample.image)
+    with np.load(shared_data / "vegetation_height" / "sample.npz") as archive:
+        height = torch.from_numpy(archive["target_imgs"])
+    torch.testing.assert_close(sample.depth, height + 1)
+    (part,) = datasets.load("satellite", root=shared_data, size=(64, 96))
+    assert torch.equal(part.depth, sample.depth[:, 96:160, 80:176])
+    with pytest.raises(ValueError, match="split=dev holds none of vegetation"):
+        datasets.load("satellite", root=shared_data, split="dev")
+
+
+def test_bands_have_the_size_of_the_image() -> None:
+    with pytest.raises(ValueError, match=r"bands must be \(G, 16, 16\), got \(4, 16, 8\)"):
+        Sample("x", torch.rand(3, 16, 16), bands=torch.rand(4, 16, 8))

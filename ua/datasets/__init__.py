@@ -34,6 +34,8 @@ class Sample:
         normals: (3, H, W) float32, unit surface normals where `normals_valid` holds, 0 elsewhere (`ua.normals` has the
             axes); or None.
         normals_valid: bool (H, W), or None where there are no normals.
+        bands: (G, H, W) float32 in [0, 1], everything that the camera saw where that is more than `image` (infrared);
+            or None.
         split: "dev" or "test", the same for all pictures of one scene; "" where the data set does not say.
         group: the family of data under which scores are reported, like "nyu".
         scene: what several samples show alike, so that they are no independent evidence; "": this one shows its own.
@@ -52,6 +54,7 @@ class Sample:
     num_classes: int = 0
     normals: Tensor | None = None
     normals_valid: Tensor | None = None
+    bands: Tensor | None = None
     split: str = ""
     group: str = ""
     scene: str = ""
@@ -75,6 +78,8 @@ class Sample:
             "normals": (3, *size),
             "normals_valid": size,
         }
+        if self.bands is not None and (self.bands.ndim != 3 or self.bands.shape[1:] != size):
+            raise ValueError(f"{self.name}: bands must be (G, {size[0]}, {size[1]}), got {tuple(self.bands.shape)}")
         for field, shape in shapes.items():
             value = getattr(self, field)
             if value is not None and value.shape != shape:

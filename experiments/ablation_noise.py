@@ -1,0 +1,190 @@
+"""What does a spoiled guide cost, and what helps? Impulses, noise, blur, JPEG and low light, with and without remedies.
+
+The guide alone is spoiled: the LR signal and its truth stay. Reconstructions are compared with the spoiled guide, which
+the fit imitates, and with the clean one ("clean PSNR"): the paper observes that the method reproduces noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ua
+from experiments import _ablation_report as reports
+from experiments import _bench as bench
+from experiments import _effects as effects
+from experiments._effects import Effect
+from experiments._panels import signal_panels
+from ua import corrupt, plots
+from ua.datasets import Sample
+from ua.tracking import Tracker, choose_device, now
+
+SHOWN = ("depth", "features", "mIoU", "clean PSNR")  # in the figures of severity
+
+
+@dataclass(frozen=True)
+class Config(bench.Scaled):
+    """What the YAML of this experiment holds, besides `bench.Scaled`.
+
+    Attributes:
+        guides: names of `ua.corrupt.CORRUPTIONS`; "clean" is added, since it is what the others are compared with.
+        variants: name -> {preset: of the library ("default" where it is not given), field of `ua.FitConfig`: value}.
+        severities: kind of corruption -> guide -> how strong, for the curves.
+        picture: name of the sample that is shown, at the first scale; one that is not among the data gives no picture.
+        pictured: which of `guides` it is shown with.
+    """
+
+    guides: list[str]
+    variants: dict[str, dict[str, Any]]
+    severities: dict[str, dict[str, Any]]
+    picture: str
+    pictured: list[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bench.check_names("guides", self.guides, corrupt.CORRUPTIONS)
+        for kind, named in self.severities.items():
+            bench.check_names(f"severities.{kind}", list(named), [bench.CLEAN, *self.guides])
+            for guide, strength in named.items():
+                if not isinstance(strength, int | float):
+                    raise TypeError(f"severities.{kind}.{guide} must be a number, got {strength!r}")
+        bench.check_names("pictured", self.pictured, [bench.CLEAN, *self.guides])
+        bench.check_different("variants, presets and baselines", self.baseline, self.presets, self.variants)
+        settings(self)
+
+
+def settings(config: Config) -> dict[str, ua.FitConfig]:
+    """The presets and variants by name."""
+    return bench.settings(config.presets, config.variants)
+
+
+def methods(config: Config) -> dict[str, bench.Method]:
+    """Every method by name."""
+    return bench.methods(config.baseline, settings(config), config.backend)
+
+
+def guides(config: Config) -> list[str]:
+    """All guides, the clean one first."""
+    return effects.in_order([bench.CLEAN, *config.guides])
+
+
+def run(config: Config, tracker: Tracker) -> dict[str, Any]:
+    """Measures what metrics.csv does not hold yet, then draws and sums up all of it.
+
+    Returns:
+        The summary: the images, the means of every regime, guide, modality and method, and what each guide costs.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: an unknown name or option, or no data at all.
+    """
+    device = choose_device(config.device)
+    samples = bench.load(config.data, config.split, tracker)
+    bench.warm_up(settings(config).values(), config.backend, device)
+    for number, sample in enumerate(samples, start=1):
+        start = now(device)
+        for scale in config.scales:
+            problem = problem_of(config, sample, scale, device)
+            for name in guides(config):
+                guide = bench.corrupted(sample, name, config.degradation_seed, device)
+                bench.measure(problem, guide, methods(config), tracker, reconstruction=True, scale=scale)
+        tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
+    for sample in samples:
+        if sample.name == config.picture:
+            tracker.figure(f"panels_{sample.name}", picture(config, sample, device))
+    return {"images": [sample.name for sample in samples], **report(config, tracker)}
+
+
+def problem_of(config: Config, sample: Sample, scale: int, device: str) -> bench.Problem:
+    """The signals of the sample at this scale."""
+    grid = bench.grid_of(sample.image, scale)
+    return bench.Problem(sample, grid, config.regimes, config.degradation_seed, device)
+
+
+def report(config: Config, tracker: Tracker) -> dict[str, Any]:
+    """Tables of each regime and guide, of what each guide costs, and curves over the severity."""
+    against_bilinear = effects.against(tracker.rows, apart=False)
+    result: dict[str, Any] = {}
+    for regime in config.regimes:
+        part = [effect for effect in against_bilinear if effect.regime == regime]
+        for guide in guides(config):
+            result.setdefault(regime, {})[guide] = reports.report(
+                tracker,
+                f"ablation_noise_{regime}_{guide}",
+                [effect for effect in part if effect.guide == guide],
+                f"Guide: {guide}; LR signal: {regime}",
+            )
+        for kind, named in config.severities.items():
+            strengths = {
+                strength: [effect for effect in part if effect.guide == guide]
+                for guide, strength in sorted(named.items(), key=lambda pair: float(pair[1]))
+            }
+            title = f"Against bilinear; LR signal: {regime}"
+            tracker.figure(f"{kind}_{regime}", reports.lines(strengths, SHOWN, kind.replace("_", " "), title))
+    against_clean = effects.effects(tracker.rows, lambda row: row | {"guide": bench.CLEAN}, apart=False)
+    for regime in config.regimes:
+        part = [effect for effect in against_clean if effect.regime == regime]
+        result[regime]["cost"] = cost_table(config, part, regime, tracker)
+    return result
+
+
+def cost_table(config: Config, part: Sequence[Effect], regime: str, tracker: Tracker) -> dict[str, Any]:
+    """What a spoiled guide costs each method, against the same method with the clean guide, with paired tests."""
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for guide in guides(config)[1:]:
+        both = [
+            Effect(
+                effect.scene,
+                "",
+                effect.scale,
+                regime,
+                f"{effect.method} @ {effect.guide}",
+                effect.modality,
+                effect.value,
+            )
+            for effect in part
+            if effect.guide in (guide, bench.CLEAN)
+        ]
+        means = effects.intervals(both)
+        for method in effects.in_order(effect.method for effect in part):
+            name, clean = f"{method} @ {guide}", f"{method} @ {bench.CLEAN}"
+            tests = effects.compare(both, name, clean)
+            cells: dict[str, Any] = {}
+            for modality, column in means.items():
+                text = effects.cell(column.get(name), effects.FORMATS[modality.kind])
+                test = tests.get(modality)
+                mark = reports.sign(test, modality) if test else ""
+                cells[modality.name] = f"{text} {mark}".strip() if text else None
+                if name in column:
+                    result.setdefault(guide, {}).setdefault(modality.name, {})[method] = column[name].mean
+            rows.append({"guide": guide, "method": method, **cells})
+    if rows:
+        caption = (
+            "What a spoiled guide costs: errors as ratios to the same method with the clean guide, the rest as "
+            "differences; means over scenes [95 % bootstrap interval]; + and -: significantly better and worse, "
+            f"paired sign-flip p < {effects.SIGNIFICANT}. LR signal: {regime}; {effects.coverage(part)}."
+        )
+        tracker.table(f"cost_{regime}", rows, caption=caption)
+    return result
+
+
+def picture(config: Config, sample: Sample, device: str) -> Any:
+    """Guide, LR, bilinear, the first presets and variants, truth and errors; a row for each signal and guide."""
+    problem = problem_of(config, sample, config.scales[0], device)
+    shown = [bench.YARDSTICK, *settings(config)][:4]
+    rows, titles = [], []
+    for name in config.pictured:
+        image = bench.corrupted(sample, name, config.degradation_seed, device).image
+        upsamplers = {
+            method.replace("_", " "): how.prepare(image, problem.grid)
+            for method, how in methods(config).items()
+            if method in shown
+        }
+        for signal in (problem.signals[config.regimes[0], truth.name] for truth in problem.truths):
+            if signal.name in ("depth", "features"):
+                results = {title: upsample(signal.low, signal.low_valid)[0] for title, upsample in upsamplers.items()}
+                guide = plots.Panel(plots.image(image[0]), "guide", name.replace("_", " "))
+                rows.append([guide, *signal_panels(signal, results)])
+                titles.append(signal.name)
+    return plots.panels(rows, row_titles=titles, width=1.9)
