@@ -78,11 +78,11 @@ def lines(
     parts: Mapping[float, Sequence[Effect]], shown: Sequence[str], x_label: str, title: str, strong: str = "default"
 ) -> Figure:
     """Means of every method against a number, a plot for each modality of `shown`; a bootstrap band around `strong`."""
-    means: dict[str, dict[str, dict[float, Interval]]] = {}  # modality -> method -> number -> interval
+    means: dict[Modality, dict[str, dict[float, Interval]]] = {}  # modality -> method -> number -> interval
     for number, part in parts.items():
         for modality, column in effects.intervals(part).items():
             for method, interval in column.items():
-                means.setdefault(modality.name, {}).setdefault(method, {})[number] = interval
+                means.setdefault(modality, {}).setdefault(method, {})[number] = interval
     methods = effects.in_order(method for columns in means.values() for method in columns if method != strong)
     colours = dict(zip(methods, COLOURS * len(methods), strict=False))
 
@@ -94,9 +94,11 @@ def lines(
         return plots.Curve(method.replace("_", " "), list(points), values, style, band=band)
 
     drawn = [
-        plots.Plot([curve(*item) for item in means[name].items()], name, x_label, ticks=list(parts))
-        for name in shown
-        if name in means
+        plots.Plot(
+            [curve(*item) for item in means[modality].items()], effects.title_of(modality), x_label, ticks=list(parts)
+        )
+        for modality in sorted(means, key=lambda modality: [*shown, modality.name].index(modality.name))
+        if modality.name in shown
     ]
     return plots.curves([drawn], title=title)
 

@@ -220,13 +220,15 @@ def paired_table(
         tracker.table(name, rows, formats={"p": ".3f"}, caption=caption)
 
 
+def title_of(modality: Modality) -> str:
+    """Its name and which way is better."""
+    arrow = {"min": "\N{DOWNWARDS ARROW}", "max": "\N{UPWARDS ARROW}"}
+    return f"{modality.name} {arrow[BETTER[modality.kind]]}"
+
+
 def dots(means: dict[Modality, dict[str, Interval]], title: str, strong: Sequence[str]) -> Any:
     """Means and intervals of every method, a plot for each modality; a grey line is the yardstick."""
-    arrow = {"min": "\N{DOWNWARDS ARROW}", "max": "\N{UPWARDS ARROW}"}
     return plots.dots(
-        [
-            plots.Dots(f"{modality.name} {arrow[BETTER[modality.kind]]}", column, NEUTRAL[modality.kind], strong)
-            for modality, column in means.items()
-        ],
+        [plots.Dots(title_of(modality), column, NEUTRAL[modality.kind], strong) for modality, column in means.items()],
         title=title,
     )

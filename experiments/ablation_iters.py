@@ -432,7 +432,8 @@ def convergence(config: Config, means: Means, title: str) -> Any:
     """
     measured = [name for name in CURVES if any(name in values for values in means.values())]
     names = curves(config)
-    levels = [method for method, step in means if step is None and method not in map(stopped, config.stopping)]
+    hidden = [*map(stopped, config.stopping), settings_name(config.fit)]  # the curve passes through its own preset
+    levels = [method for method, step in means if step is None and method not in hidden]
     styles = iter(plots.baseline_styles())
     style = {
         method: {"color": plots.SKY, "linewidth": 1.6} if method in config.presets else next(styles, {})

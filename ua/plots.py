@@ -39,6 +39,7 @@ PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, BLACK)
 GREY = "#777777"
 MISSING = (0.85, 0.85, 0.85)  # light grey: no value here
 DPI = 150
+LEGEND_ENTRY = 1.7  # inches that an entry of a legend may take
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -236,7 +237,8 @@ def curves(
                     axes.set_yscale("log")
                     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         figure.suptitle(title, fontsize=11)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(8, len(handles)))
+        beside = max(1, int(width * columns / LEGEND_ENTRY))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(beside, len(handles)))
     return figure
 
 
