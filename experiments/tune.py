@@ -15,6 +15,7 @@ from typing import Any
 import ua
 from experiments import _bench as bench
 from experiments import _effects as effects
+from ua import datasets
 from ua.tracking import Row, Tracker, choose_device, now
 
 METHOD = "fit"
@@ -45,6 +46,8 @@ class Config:
     device: str
 
     def __post_init__(self) -> None:
+        for name, options in self.data.items():
+            datasets.check(name, options)
         bench.check_names("regimes", self.regimes, bench.REGIMES)
         if not self.scales or min(self.scales) < 1:
             raise ValueError(f"scales must be numbers >= 1, at least one, got {self.scales}")

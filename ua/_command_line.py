@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -21,6 +22,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+import ua
 from ua import plugins
 from ua.tracking import LoggerConfig
 
@@ -60,15 +62,24 @@ def typed(kind: type, values: DictConfig) -> Any:
     Raises:
         ValueError: a key that `kind` lacks, or a value of the wrong type.
     """
+    check_keys(kind, values)
     schema = OmegaConf.structured(kind)
-    known = [str(key) for key in schema]
-    for key in map(str, values):
-        if key not in known:
-            raise ValueError(plugins.unknown(f"key of {kind.__module__}.{kind.__qualname__}", key, known))
-    for node in (schema, *(schema._get_node(key) for key in known)):
+    for node in (schema, *(schema._get_node(key) for key in schema)):
         if OmegaConf.is_config(node):
             OmegaConf.set_readonly(node, False)
     return OmegaConf.to_object(OmegaConf.merge(schema, values))
+
+
+def check_keys(kind: type, values: DictConfig, prefix: str = "") -> None:
+    """Raises ValueError for a key that the dataclass `kind`, or one inside it, lacks, with the nearest one."""
+    hints = get_type_hints(kind)
+    known = [prefix + name for name in hints]
+    for key, value in values.items_ex(resolve=False):
+        if key not in hints:
+            others = [] if prefix else [*RUN_KEYS, *_groups()]
+            raise ValueError(plugins.unknown("key", prefix + str(key), dict.fromkeys([*known, *others])))
+        if isinstance(value, DictConfig) and is_dataclass(inner := hints[key]) and isinstance(inner, type):
+            check_keys(inner, value, f"{prefix}{key!s}.")
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
@@ -157,7 +168,7 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         choices = error.options if error.options is not None else _choices(group)
-        return f"{group}={name}: {plugins.unknown(group, name, choices)}"
+        return f"{group or '--config-name'}={name}: {plugins.unknown(group or 'configuration', name, choices)}"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: not understood; a value with spaces, commas, brackets or '=' needs quotes of "
@@ -170,14 +181,60 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     reason = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     key = getattr(reason, "full_key", None)
     if isinstance(reason, ConfigKeyError | ConfigAttributeError) and key:
-        known = [name for name in _keys(arguments) if name.startswith("hydra.") == key.startswith("hydra.")]
-        return plugins.unknown("key", key, known).partition(" (accepted")[0] + " (--cfg job shows all keys)"
-    first_line = str(reason).splitlines()[0]
+        return _unknown_key(key, arguments)
+    first_line = re.sub("^Could not create instance of `.*?`: ", "", str(reason).splitlines()[0])
+    if deleted := re.match("Could not delete from config. '(.+)' does not exist", first_line):
+        return _unknown_key(deleted[1], arguments)
+    if first_line.startswith("Could not append to config. An item is already at"):
+        return f"{first_line[:-1]}: leave out the +"
     if first_line.startswith("Ambiguous value"):
         return f"{first_line}: write [a,b] for a list, or -m for a sweep over values"
     if "is not a ListConfig" in first_line:
         first_line = "must be a list, like [a,b]"
     return f"{key}: {first_line}" if key else first_line
+
+
+def misspelt_experiment(words: Sequence[str]) -> str | None:
+    """What to say where no word is `experiment=NAME`, but one nearly is."""
+    for word in words:
+        if difflib.get_close_matches(word.lstrip("+").partition("=")[0], ["experiment"], cutoff=0.8):
+            return plugins.unknown("key", word.partition("=")[0], ["experiment"]).partition(" (accepted")[0]
+    return None
+
+
+def _unknown_key(key: str, arguments: Sequence[str]) -> str:
+    """That the chosen experiment does not have this key, and the nearest one that it has or could be given."""
+    words, folder = split(arguments)
+    groups = _groups(folder)
+    plain = [word.lstrip("+") for word in words]
+    with composing(folder) as compose:
+        config = compose([word for word in plain if word.split("=")[0] in groups and "," not in word])
+    parent = key.rpartition(".")[0]
+    more = [f"{parent}.{name}" for name in _more_keys(parent, config)]
+    if key in more:
+        return f"{key} is a key that is not set so far: write +{key}=... to add it"
+    known = [*_flat(config), *groups, "experiment", "resume", *more]
+    same_side = [name for name in known if name.startswith("hydra.") == key.startswith("hydra.")]
+    return plugins.unknown("key", key, same_side).partition(" (accepted")[0] + " (--cfg job shows all keys)"
+
+
+def _more_keys(parent: str, config: DictConfig) -> list[str]:
+    """What may be added below `parent` besides what is set there: options of parts, fields of settings."""
+    match parent.split("."):
+        case ["baseline", name] if name in plugins.names("ua.baselines"):
+            return plugins.options_of(plugins.find("ua.baselines", name).upsample) or []
+        case ["data", "options"]:
+            return plugins.options_of(plugins.find("ua.datasets", config.data.name).load) or []
+        case ["data", name] if name in plugins.names("ua.datasets"):
+            return plugins.options_of(plugins.find("ua.datasets", name).load) or []
+        case ["variants" | "curves", _]:
+            return ["preset", *(field.name for field in fields(ua.FitConfig))]
+    return []
+
+
+def _groups(folder: Path | None = None) -> list[str]:
+    """The names of the groups, of this project and of somebody's own."""
+    return sorted({path.parent.name for root in (CONFIGS, folder or CONFIGS) for path in root.glob("*/*.yaml")})
 
 
 @contextmanager
@@ -191,16 +248,6 @@ def composing(folder: Path | None) -> Iterator[Callable[[Sequence[str]], DictCon
 def _choices(group: str) -> list[str]:
     """The configurations that lie in the folder of a group."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def _keys(arguments: Sequence[str]) -> list[str]:
-    """The keys that the chosen experiment knows, nested ones with dots."""
-    words, folder = split(arguments)
-    groups = {path.parent.name for root in (CONFIGS, folder or CONFIGS) for path in root.glob("*/*.yaml")}
-    plain = [word.lstrip("+") for word in words]
-    chosen = [word for word in plain if word.split("=")[0] in groups and "," not in word]
-    with composing(folder) as compose:
-        return list(_flat(compose(chosen)))
 
 
 def _flat(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import ua
-from ua._command_line import CONFIGS, ERRORS, check, check_sweep, explain, job_folder, split
+from ua._command_line import CONFIGS, ERRORS, check, check_sweep, explain, job_folder, misspelt_experiment, split
 from ua.tracking import Tracker, alone_in, finished, limit_threads
 
 USAGE = """\
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not any(argument.lstrip("+").startswith("experiment=") for argument in arguments):
         if arguments and not {"-h", "--help"} & set(arguments):
-            sys.exit(f"error: experiment=NAME is missing\n\n{listing()}")
+            sys.exit(f"error: {misspelt_experiment(arguments) or 'experiment=NAME is missing'}\n\n{listing()}")
         print(listing())
         return
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
