@@ -29,7 +29,7 @@ from ua.tracking import LoggerConfig
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUN_KEYS = ("module", "seed", "redraw", "logger")  # the others are the experiment's own
 ERRORS = (ValueError, TypeError, OSError, HydraException, OmegaConfBaseException)
-LONGEST_NAME = 100  # of a job's folder, characters
+LONGEST_NAME = 160  # of a job's folder, characters
 ELSEWHERE = ("launcher", "logger", "sweep", "redraw")  # say where and how a job runs, and not what its results are
 
 
@@ -214,7 +214,7 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     if key in more:
         return f"{key} is a key that is not set so far: write +{key}=... to add it"
     known = [*_flat(config), *groups, "experiment", "resume", *more]
-    same_side = [name for name in known if name.startswith("hydra.") == key.startswith("hydra.")]
+    same_side = [name for name in known if name.startswith("hydra.") == key.startswith("hydra.") and name != key]
     return plugins.unknown("key", key, same_side).partition(" (accepted")[0] + " (--cfg job shows all keys)"
 
 
@@ -239,7 +239,7 @@ def _groups(folder: Path | None = None) -> list[str]:
 
 @contextmanager
 def composing(folder: Path | None) -> Iterator[Callable[[Sequence[str]], DictConfig]]:
-    """Within, the function composes what these overrides ask for, with Hydra's own part."""
+    """Within, the function composes what these overrides ask for, with Hydra's own part; `folder`: of --config-dir."""
     search = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder is not None else []
     with hydra.initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         yield lambda overrides: hydra.compose("config", [*search, *overrides], return_hydra_config=True)

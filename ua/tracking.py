@@ -231,7 +231,7 @@ class _Wandb:
             name=f"{folder.parent.name}/{folder.name}",
             group=logger.group,
             tags=logger.tags,
-            dir=str(folder),
+            dir=str(folder.resolve()),  # W&B's process outlives a run, and with it the folder that it started in
             config=dict(config),
             mode="online" if logger.mode == "online" else "offline",
             settings=wandb.Settings(silent=True, console="off"),
