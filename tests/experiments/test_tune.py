@@ -64,7 +64,9 @@ def test_a_setting_is_scored_on_development_images(tmp_path):
 
 def test_worse_settings_score_worse(tmp_path):
     scores = []
-    blurred = ua.preset("default").replace(sigma=8.0, sigma_r=1.0, radius=8, back_projections=0, leave_one_out=0)
+    blurred = ua.preset("default").replace(
+        sigma=8.0, sigma_r=1.0, radius=8, back_projections=0, leave_one_out=0, diffusions=0
+    )
     for name, fit in (("default", ua.preset("default")), ("blurred", blurred)):
         fields = vars(SMALL) | {"fit": fit, "regimes": ["average"]}
         scores.append(tune.run(tune.Config(**fields), Tracker(tmp_path / name, {}))["score"])
