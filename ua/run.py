@@ -80,10 +80,14 @@ def main() -> None:
 
 
 def listing() -> str:
-    """Usage and every experiment with the line of comment at the head of its YAML."""
-    lines = {path.stem: _first_comment(path) for path in sorted((CONFIGS / "experiment").glob("*.yaml"))}
+    """Usage, and every ready sweep and experiment with the line of comment at the head of its YAML."""
+    return f"{USAGE}\nsweeps:\n{_lines('sweep')}\n\nexperiments:\n{_lines('experiment')}"
+
+
+def _lines(group: str) -> str:
+    lines = {path.stem: _first_comment(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
     width = max(map(len, lines), default=0)
-    return USAGE + "\nexperiments:\n" + "\n".join(f"  {name:{width}}  {line}" for name, line in lines.items())
+    return "\n".join(f"  {name:{width}}  {line}" for name, line in lines.items())
 
 
 def register_presets() -> None:
@@ -100,11 +104,13 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     A run that is resumed draws its figures again even where it was finished; the jobs of a sweep that were are skipped.
 
     Raises:
-        ValueError: an unknown flag.
+        ValueError: an unknown flag, or a ready sweep without -m.
         FileNotFoundError: the folder to resume holds no run.
     """
-    split(arguments)
+    words, _ = split(arguments)
     sweep = bool({"-m", "--multirun"} & set(arguments))
+    if not sweep and any(word.lstrip("+").startswith("sweep=") for word in words) and words == list(arguments):
+        raise ValueError("sweep= goes through its values with -m alone: python -m ua.run -m ...")
     result = ["-m"] if sweep else []
     for argument in arguments:
         if argument.startswith("resume="):

@@ -107,6 +107,8 @@ def test_no_argument_lists_the_experiments(cli):
     assert set(plugins.names("experiments")) <= set(listed)  # some are other settings of the same module
     assert set(listed) == set(options("experiment"))
     assert all(len(line.split()) > 3 for line in listed.values()), "an experiment without a line about it"
+    sweeps = out.split("sweeps:")[1].split("experiments:")[0].splitlines()
+    assert {line.split()[0] for line in sweeps if line} == set(options("sweep"))
 
 
 def test_a_run_of_ones_own_module(cli):

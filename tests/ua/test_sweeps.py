@@ -198,6 +198,7 @@ TYPOS = {
     "experimnt=tune": "did you mean 'experiment'?",
     "experiment=tunne": "did you mean 'tune'?",
     "-m experiment=tune sweep=sigma_by_sigma": "did you mean 'sigma_by_sigma_r'?",
+    "experiment=tune sweep=parts": "with -m alone",
     "-m experiment=tune swep=parts": "did you mean 'sweep'?",
     "experiment=tune +fit.sgima=3": "did you mean 'fit.sigma'?",
     "experiment=tune ++fit.sgima=3": "did you mean 'fit.sigma'?",
@@ -278,6 +279,21 @@ def test_every_ready_sweep_composes_with_all_its_values(name):
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
     run.register_presets()
     run.check_sweep(["-m", "experiment=tune", f"sweep={name}"])
+
+
+def test_jobs_of_a_sweep_share_a_group(here, monkeypatch):
+    groups = []
+
+    class Spy(tracking.Tracker):
+        def __init__(self, *args, logger, **options):
+            groups.append(logger.group)
+            super().__init__(*args, logger=logger, **options)
+
+    monkeypatch.setattr(run, "Tracker", Spy)
+    toy(monkeypatch, "number=1,2")
+    toy(monkeypatch, "number=3", "logger.group=mine")
+    call(monkeypatch, "--config-dir", "own", "experiment=toy")
+    assert groups == ["swept", "swept", "mine", None]
 
 
 def test_names_of_jobs():
