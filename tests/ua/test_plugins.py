@@ -16,7 +16,8 @@ def test_parts_of_a_package_are_its_modules() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["ua.parameterisations", "ua.guides", "ua.prefilters", "ua.baselines", "kernels.bilateral"]
+    "package",
+    ["ua.parameterisations", "ua.objectives", "ua.guides", "ua.prefilters", "ua.baselines", "kernels.bilateral"],
 )
 def test_every_part_can_be_found(package: str) -> None:
     for name in plugins.names(package):
