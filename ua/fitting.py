@@ -227,7 +227,7 @@ def _autograd_steps(
 
 def _objective(config: FitConfig, backend: ModuleType) -> Callable[..., Tensor]:
     """The loss (B,) of arguments like those of a backend's `reconstruction_l1`."""
-    if config.objective == "l1":
+    if config.objective == "l1" and hasattr(backend, "reconstruction_l1"):  # one's own may have the render alone
         found: Callable[..., Tensor] = backend.reconstruction_l1
         return found
     part = plugins.find("ua.objectives", config.objective)

@@ -209,6 +209,12 @@ def test_bad_objectives(loss: Any, exception: type[Exception], message: str, mon
         ua.fit(IMAGES, GRID, preset="released", steps=1, objective="ua.objectives.l1")
 
 
+def test_a_backend_that_has_the_render_alone() -> None:
+    name = plugins.define("my_backends.plain", refuses=reference.refuses, render=reference.render)
+    ours, theirs = (ua.fit(IMAGES, GRID, preset="paper", steps=2, backend=each) for each in (name, "reference"))
+    torch.testing.assert_close(ours.losses, theirs.losses)
+
+
 def test_a_module_without_a_loss() -> None:
     with pytest.raises(ValueError, match="objective: module 'json.decoder' has no 'loss'"):
         ua.preset("released").replace(objective="json.decoder")
