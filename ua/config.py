@@ -56,6 +56,8 @@ class FitConfig:
             prediction.
         diffusions: steps of anisotropic diffusion along the guide that keeps averages, and follows predictions; >= 0.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
+        objective: what the fit minimises: a module of `ua.objectives` ("l1", which backends have fused loops for, "l2",
+            "charbonnier"), or the dotted name of your own.
         steps: Adam steps; 0 renders with the initial Gaussians.
         lr: learning rate of Adam on the raw maps; > 0, at most 1e9.
         lr_decay: factor on the learning rate after every step; in (0, 1].
@@ -82,6 +84,7 @@ class FitConfig:
     back_projections: int = 0
     diffusions: int = 0
     edge: float = 0.03
+    objective: str = "l1"
     steps: int = 50
     lr: float = 0.1
     lr_decay: float = 1.0
@@ -116,6 +119,7 @@ class FitConfig:
             )
         plugins.find("ua.prefilters", self.prefilter, needs="apply", kind="prefilter")
         plugins.find("ua.guides", self.guide, needs="transform", kind="guide")
+        plugins.find("ua.objectives", self.objective, needs="loss", kind="objective")
 
     def replace(self, **overrides: object) -> FitConfig:
         """A copy with some fields changed.
