@@ -153,14 +153,6 @@ def compare(part: Sequence[Effect], first: str, second: str) -> dict[Modality, C
     return result
 
 
-def explanation(yardstick: str) -> str:
-    """What the numbers of a table are."""
-    return (
-        f"Errors of depth, features and normals as ratios to {yardstick} (less is better), cosine, mIoU and boundary "
-        f"mIoU in points more than {yardstick}; means over scenes and scales [95 % bootstrap interval over scenes]."
-    )
-
-
 def coverage(part: Sequence[Effect]) -> str:
     """How many scenes each modality has."""
     counts = {
