@@ -19,7 +19,8 @@ COLOURS = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.PURPLE, plots.ORANGE,
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 ARROWS = {"max": " \N{UPWARDS ARROW}", "min": " \N{DOWNWARDS ARROW}", "": ""}
 MARGINALS = 4  # measures that marginal plots show, where none were asked for
-MOST = 6  # methods (or other labels) with heat maps of their own
+MOST = 6  # methods (or combinations of other labels) with heat maps of their own, or a line over a swept key
+CURVES = 12  # of one convergence plot: more cannot be told apart
 LEAST_FILLED = 0.5  # of a grid: below, a heat map would be mostly holes
 
 
@@ -54,11 +55,10 @@ def charts(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]:
     found = []
     lines = [line for line in study.within(block) if line.setting is not None]
     if len(study.axes) == 2 and filled(study) >= LEAST_FILLED:
-        for labels in once(line.labels for line in lines)[:MOST]:
-            found.append(heat_maps(study, block, labels))
+        found += [heat_maps(study, block, labels) for labels in once(line.labels for line in lines)[:MOST]]
     elif len(study.axes) == 1:
         found.append(one_key(study, block))
-    elif study.axes:
+    elif len(study.settings) > len(study.axes):  # else keys change together, and no plot tells them apart
         found += marginals(study, block, measures_chosen)
     return [chart for chart in [*found, convergence(study, block)] if chart.plots]
 
@@ -85,7 +85,7 @@ def heat_maps(study: Study, block: Labels, labels: Labels) -> Chart:
             words = (study.short(across), study.short(down))
             form = number_format([value for value in values.ravel() if np.isfinite(value)])
             maps.append(plots.HeatMap(values, columns, rows, measure + ARROWS[better], *words, form, better))
-    title = ", ".join(filter(None, [named(block), named(labels)]))
+    title = ", ".join(filter(None, [f"{study.short(down)} and {study.short(across)}", named(block), named(labels)]))
     caption = f"Means over {count_words(study, block)}, {last_step(study, block)}; the frame marks the best cell."
     return Chart(file_name("heat_maps", study, block, labels), title, caption, maps)
 
@@ -95,7 +95,8 @@ def one_key(study: Study, block: Labels) -> Chart:
     (key,) = study.axes
     lines = study.within(block)
     style = styles(study, [Line(None, line.block, line.labels) for line in lines if line.setting is not None])
-    groups = once(line.labels for line in lines if line.setting is not None)
+    every = once(line.labels for line in lines if line.setting is not None)
+    groups = every[:MOST]
     plotted = []
     for measure in study.measures:
         bands = []
@@ -110,7 +111,7 @@ def one_key(study: Study, block: Labels) -> Chart:
         bands = [band for band in bands if band.x]
         if bands:
             plotted.append(over_key(study, key, measure, [*bands, *levels(study, block, measure)]))
-    caption = f"Means over {count_words(study, block)} with 95 % bootstrap intervals, {last_step(study, block)}."
+    caption = f"Means over {count_words(study, block)} with 95 % bootstrap intervals, {last_step(study, block)}.{only(groups, every)}"
     return Chart(file_name("key", study, block), titled(study.short(key), block), caption, plotted, legend_of(plotted))
 
 
@@ -119,7 +120,8 @@ def marginals(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]
     directed = [name for name in study.measures if study.better[name]]
     measures = study.measures if measures_chosen else (directed or study.measures)[:MARGINALS]
     lines = [line for line in study.within(block) if line.setting is not None]
-    groups = once(line.labels for line in lines)
+    every = once(line.labels for line in lines)
+    groups = every[:MOST]
     style = styles(study, [Line(None, block, labels) for labels in groups])
     found = []
     for key in study.axes:
@@ -134,7 +136,7 @@ def marginals(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]
                 plotted.append(over_key(study, key, measure, [*bands, *levels(study, block, measure)]))
         caption = (
             f"Means over all settings of the other keys and over {count_words(study, block)}, with 95 % bootstrap "
-            f"intervals, {last_step(study, block)}."
+            f"intervals, {last_step(study, block)}.{only(groups, every)}"
         )
         name = file_name(f"marginal_{study.short(key)}", study, block)
         found.append(Chart(name, titled(study.short(key), block), caption, plotted, legend_of(plotted)))
@@ -156,7 +158,8 @@ def pooled(study: Study, lines: Sequence[Line], key: str, measure: str) -> dict[
 
 def convergence(study: Study, block: Labels) -> Chart:
     """Every measure against the step; lines without steps as levels."""
-    lines = [line for line in study.within(block) if len([step for step in study.lines[line] if step is not None]) > 1]
+    every = [line for line in study.within(block) if len([step for step in study.lines[line] if step is not None]) > 1]
+    lines = best_first(study, every)[:CURVES] if len(every) > CURVES else every
     style = styles(study, lines)
     plotted = []
     for measure in study.measures:
@@ -172,9 +175,24 @@ def convergence(study: Study, block: Labels) -> Chart:
             title = measure + ARROWS[study.better[measure]]
             everything = [*bands, *levels(study, block, measure)]
             plotted.append(plots.BandPlot(everything, title, "step", ticks=ticks))
-    caption = f"Means over {count_words(study, block)}; bands: 95 % bootstrap intervals."
+    caption = f"Means over {count_words(study, block)}; bands: 95 % bootstrap intervals.{only(lines, every)}"
     title = titled("convergence", block)
     return Chart(file_name("convergence", study, block), title, caption, plotted, legend_of(plotted))
+
+
+def best_first(study: Study, lines: Sequence[Line]) -> list[Line]:
+    """Lines by their last mean of the main measure; those of no setting, and those without it, last."""
+    sign = -1 if study.better[study.main] == "max" else 1
+
+    def rank(line: Line) -> tuple[bool, bool, float]:
+        there = study.final(line).get(study.main)
+        return line.setting is None, there is None, sign * there.mean if there else 0.0
+
+    return sorted(lines, key=rank)
+
+
+def only(drawn: Sequence[Any], every: Sequence[Any]) -> str:
+    return f" Drawn are {len(drawn)} of {len(every)} lines; where= chooses others." if len(drawn) < len(every) else ""
 
 
 def levels(study: Study, block: Labels, measure: str) -> list[plots.Band]:

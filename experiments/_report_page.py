@@ -103,7 +103,7 @@ def study_view(study: Study, parts: Sequence[Part], number: int, pictures: Pictu
     several = len(own) > 1
     return {
         "id": f"experiment-{number}",
-        "name": study.experiment,
+        "heading": "Results" if all(other is study for other, _, _ in parts) else study.experiment,
         "varied": [(study.short(key), ", ".join(values)) for key, values in study.values.items()],
         "notes": notes(study),
         "blocks": [
@@ -324,10 +324,13 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
         "system": once(run.environment.get("system") for run in runs),
         "python": once(run.environment.get("python") for run in runs),
         "started": [earliest] if (earliest := span(runs)) else [],
-        **{name: once((run.environment.get("versions") or {}).get(name) for run in runs) for name in versions},
+        "versions": [
+            f"{name} {' or '.join(once((run.environment.get('versions') or {}).get(name, '?') for run in runs))}"
+            for name in versions
+        ],
     }
-    named_facts = {name: [text(value) for value in values if value is not None] for name, values in there.items()}
-    return [(name, ", ".join(values)) for name, values in named_facts.items() if values]
+    known = {name: [text(value) for value in values if value is not None] for name, values in there.items()}
+    return [(name, ", ".join(values)) for name, values in known.items() if values]
 
 
 def span(runs: Sequence[Run]) -> str:

@@ -121,10 +121,11 @@ class Study:
     def within(self, block: Labels) -> list[Line]:
         return [line for line in self.lines if line.block == block]
 
-    def about(self, line: Line, *, method: bool = True) -> str:
-        """What a line is, in words: its swept keys and its labels."""
+    def about(self, line: Line) -> str:
+        """What a line is, in words: its swept keys, and its labels where those tell lines apart."""
         keys = [f"{self.short(key)} {value}" for key, value in zip(self.keys, line.setting or (), strict=False)]
-        return ", ".join([*keys, *([named(line.labels)] if method and line.labels else [])]) or "mean"
+        alone = bool(keys) and len(once(other.labels for other in self.lines if other.setting is not None)) == 1
+        return ", ".join([*keys, *([named(line.labels)] if line.labels and not alone else [])]) or "mean"
 
     def runs_of(self, line: Line) -> list[Run]:
         """The runs that a line is pooled from."""

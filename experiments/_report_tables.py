@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from experiments._report_figures import number_format
+from experiments._report_figures import best_first, number_format
 from experiments._report_runs import Broken, Run
 from experiments._report_studies import Choice, Estimate, Labels, Line, Study, once, selected, text, value_of
 from ua import tables
@@ -20,15 +20,7 @@ INTERVAL = "95 %"
 def lines_in_order(study: Study, block: Labels) -> list[Line]:
     """The rows of a table: by their keys or, where more than two were swept, the best of the main measure first."""
     lines = study.within(block)
-    if len(study.axes) <= 2:
-        return lines
-    sign = -1 if study.better[study.main] == "max" else 1
-
-    def rank(line: Line) -> tuple[bool, bool, float]:
-        there = study.final(line).get(study.main)
-        return line.setting is None, there is None, sign * there.mean if there else 0.0
-
-    return sorted(lines, key=rank)
+    return lines if len(study.axes) <= 2 else best_first(study, lines)
 
 
 def heading(study: Study, line: Line) -> dict[str, Any]:

@@ -10,7 +10,6 @@ tables/rows.csv every row of every run with its swept keys, for pandas. The same
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -431,7 +431,7 @@ def heat_maps(maps: Sequence[HeatMap], *, title: str = "", columns: int = 3) -> 
     width = max(0.55 * len(each.x_names) + 0.09 * max(map(len, each.y_names)) + 0.6 for each in maps)
     height = max(0.36 * len(each.y_names) + 0.9 for each in maps)
     with _style():
-        size = (max(2.4, width) * columns, height * rows + (0.25 if title else 0))
+        size = (max(3.2, width) * columns, height * rows + (0.25 if title else 0))
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(maps) :]:
@@ -466,6 +466,7 @@ def _bands(axes: Axes, plot: BandPlot, handles: dict[str, Any]) -> None:
         for band in plot.bands
     ]
     _plot(axes, Plot(lines, plot.title, plot.x_label, plot.y_label, plot.ticks), handles)
+    alpha = min(0.16, 0.4 / max(1, len(lines)))  # where many bands overlap, none may hide the others
     for band in plot.bands:
         if band.level:
             continue
@@ -474,7 +475,7 @@ def _bands(axes: Axes, plot: BandPlot, handles: dict[str, Any]) -> None:
         if plot.x_names:
             axes.vlines(band.x, low, high, color=colour, linewidth=1.6)
         else:
-            axes.fill_between(band.x, low, high, color=colour, alpha=0.14, linewidth=0)
+            axes.fill_between(band.x, low, high, color=colour, alpha=alpha, linewidth=0)
     if plot.x_names:
         axes.set_xscale("linear")
         slanted = {"rotation": 30, "ha": "right"} if max(map(len, plot.x_names)) > 8 else {}
