@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 COLOURS = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.PURPLE, plots.ORANGE, plots.SKY, plots.GREY)
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 ARROWS = {"max": " \N{UPWARDS ARROW}", "min": " \N{DOWNWARDS ARROW}", "": ""}
-MARGINALS = 4  # measures that marginal plots show, where none were asked for
+MARGINALS = 6  # measures that marginal plots show, where none were asked for
 MOST = 6  # methods (or combinations of other labels) with heat maps of their own, or a line over a swept key
+COLOURED_LEVELS = 4  # as many baselines need colours to be told apart, fewer leave the colours to the lines
 CURVES = 12  # of one convergence plot: more cannot be told apart
 LEAST_FILLED = 0.5  # of a grid: below, a heat map would be mostly holes
 
@@ -31,7 +32,7 @@ class Chart:
     name: str
     title: str
     caption: str
-    plots: Sequence[plots.BandPlot] | Sequence[plots.HeatMap]
+    plots: Sequence[plots.BandPlot | plots.HeatMap]
     legend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -66,7 +67,8 @@ def charts(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]:
 def filled(study: Study) -> float:
     """The share of the cells of a two-key grid that runs fill."""
     first, second = study.axes
-    return len(study.settings) / (len(study.values[first]) * len(study.values[second]))
+    there = {tuple(study.place(line)[key] for key in study.axes) for line in study.lines if line.setting is not None}
+    return len(there) / (len(study.values[first]) * len(study.values[second]))
 
 
 def heat_maps(study: Study, block: Labels, labels: Labels) -> Chart:
@@ -78,7 +80,7 @@ def heat_maps(study: Study, block: Labels, labels: Labels) -> Chart:
         values = np.full((len(rows), len(columns)), np.nan)
         for line in study.within(block):
             if line.labels == labels and line.setting is not None and measure in study.final(line):
-                place = dict(zip(study.keys, line.setting, strict=True))
+                place = study.place(line)
                 values[rows.index(place[down]), columns.index(place[across])] = study.final(line)[measure].mean
         if np.isfinite(values).any():
             better = study.better[measure]
@@ -86,7 +88,7 @@ def heat_maps(study: Study, block: Labels, labels: Labels) -> Chart:
             form = number_format([value for value in values.ravel() if np.isfinite(value)])
             maps.append(plots.HeatMap(values, columns, rows, measure + ARROWS[better], *words, form, better))
     title = ", ".join(filter(None, [f"{study.short(down)} and {study.short(across)}", named(block), named(labels)]))
-    caption = f"Means over {count_words(study, block)}, {last_step(study, block)}; the frame marks the best cell."
+    caption = f"Means over {count_words(study, block)}{last_step(study, block)}; the frame marks the best cell."
     return Chart(file_name("heat_maps", study, block, labels), title, caption, maps)
 
 
@@ -102,7 +104,7 @@ def one_key(study: Study, block: Labels) -> Chart:
         bands = []
         for labels in groups:
             there = {
-                dict(zip(study.keys, line.setting, strict=True))[key]: study.final(line)[measure]
+                study.place(line)[key]: study.final(line)[measure]
                 for line in lines
                 if line.setting is not None and line.labels == labels and measure in study.final(line)
             }
@@ -111,7 +113,7 @@ def one_key(study: Study, block: Labels) -> Chart:
         bands = [band for band in bands if band.x]
         if bands:
             plotted.append(over_key(study, key, measure, [*bands, *levels(study, block, measure)]))
-    caption = f"Means over {count_words(study, block)} with 95 % bootstrap intervals, {last_step(study, block)}.{only(groups, every)}"
+    caption = f"{means_words(study, block)}{only(groups, every)}"
     return Chart(file_name("key", study, block), titled(study.short(key), block), caption, plotted, legend_of(plotted))
 
 
@@ -134,10 +136,7 @@ def marginals(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]
                 bands.append(band_over_key(study, key, name, there, style[name]))
             if bands := [band for band in bands if band.x]:
                 plotted.append(over_key(study, key, measure, [*bands, *levels(study, block, measure)]))
-        caption = (
-            f"Means over all settings of the other keys and over {count_words(study, block)}, with 95 % bootstrap "
-            f"intervals, {last_step(study, block)}.{only(groups, every)}"
-        )
+        caption = f"The other keys: means over all of their settings. {means_words(study, block)}{only(groups, every)}"
         name = file_name(f"marginal_{study.short(key)}", study, block)
         found.append(Chart(name, titled(study.short(key), block), caption, plotted, legend_of(plotted)))
     return found
@@ -146,11 +145,10 @@ def marginals(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]
 def pooled(study: Study, lines: Sequence[Line], key: str, measure: str) -> dict[str, Estimate]:
     """Value of a key -> estimate over all lines with it: of each image the mean over the lines."""
     there: dict[str, dict[Any, list[float]]] = {}
-    place = study.keys.index(key)
     for line in lines:
         if line.setting is None or measure not in study.final(line):
             continue
-        members = there.setdefault(line.setting[place], {})
+        members = there.setdefault(study.place(line)[key], {})
         for member, value in study.final(line)[measure].members.items():
             members.setdefault(member, []).append(value)
     return {value: estimate(members) for value, members in there.items()}
@@ -207,6 +205,8 @@ def levels(study: Study, block: Labels, measure: str) -> list[plots.Band]:
         lines = [line for line in lines if line.setting is None]
     names = once(line.labels for line in study.within(block) if study.last(line) is None)
     each = plots.baseline_styles()
+    if len(names) < COLOURED_LEVELS:
+        each = [{**style, "color": plots.BLACK} for style in each]
     return [
         plots.Band(
             study.about(line),
@@ -227,8 +227,7 @@ def styles(study: Study, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
         if len(first) <= len(COLOURS) and len(second) <= len(DASHES):
             found = {}
             for line in lines:
-                place = dict(zip(study.keys, line.setting or (), strict=False))
-                numbers = [study.values[key].index(place[key]) for key in study.axes]
+                numbers = [study.values[key].index(study.place(line)[key]) for key in study.axes]
                 found[study.about(line)] = {"color": COLOURS[numbers[0]], "linestyle": DASHES[numbers[1]]}
             return found
     return {
@@ -289,8 +288,6 @@ def number_format(values: Sequence[float]) -> str:
         return ".0f"
     if max(sizes) >= 1e6:
         return ".3g"
-    if all(value == int(value) for value in values if math.isfinite(value)):
-        return ".0f"
     large, small = (math.floor(math.log10(one(sizes))) for one in (max, min))
     return f".{min(7, max(0, 3 - large if large >= 0 else 2 - large, -small))}f"
 
@@ -303,9 +300,14 @@ def count_words(study: Study, block: Labels) -> str:
     return f"{high} {noun}" if low == high else f"{low} to {high} {noun}"
 
 
+def means_words(study: Study, block: Labels) -> str:
+    """What the numbers of a table or of a plot over a key are."""
+    return f"Means over {count_words(study, block)} with 95 % bootstrap intervals{last_step(study, block)}."
+
+
 def last_step(study: Study, block: Labels) -> str:
     steps = {step for line in study.within(block) if (step := study.last(line)) is not None}
-    return f"step {steps.pop()}" if len(steps) == 1 else "at the last step" if steps else "no steps"
+    return f", step {steps.pop()}" if len(steps) == 1 else ", at the last step" if steps else ""
 
 
 def titled(what: str, block: Labels) -> str:

@@ -62,7 +62,7 @@ def html(content: Content) -> str:
     pictures = Pictures(content.megabytes)
     names = once(run.experiment for run in content.used)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=content.title or " and ".join(names),
+        title=content.title or (", ".join(names) if len(names) < 4 else f"{len(names)} experiments"),
         lead=lead(content),
         command=content.command,
         studies=[study_view(study, content.parts, number, pictures) for number, study in enumerate(content.studies)],
@@ -104,7 +104,7 @@ def study_view(study: Study, parts: Sequence[Part], number: int, pictures: Pictu
     return {
         "id": f"experiment-{number}",
         "heading": "Results" if all(other is study for other, _, _ in parts) else study.experiment,
-        "varied": [(study.short(key), ", ".join(values)) for key, values in study.values.items()],
+        "varied": [(key, ", ".join(values)) for key, values in study.values.items()],
         "notes": notes(study),
         "blocks": [
             {
@@ -145,12 +145,6 @@ def block_title(study: Study, block: Labels) -> str:
     return f"{study.experiment}, {named(block)}" if block else study.experiment
 
 
-def means_words(study: Study, block: Labels) -> str:
-    """What the numbers of a table are."""
-    over = figures.count_words(study, block)
-    return f"Means over {over} with 95 % bootstrap intervals, {figures.last_step(study, block)}."
-
-
 def mean_table(study: Study, block: Labels) -> dict[str, Any]:
     """A table of means: what a row is about in its first cell, then a cell for each measure."""
     lines = tables.lines_in_order(study, block)
@@ -158,7 +152,7 @@ def mean_table(study: Study, block: Labels) -> dict[str, Any]:
     forms, best = tables.formats(study, block), tables.best_lines(study, block)
     labels = once(name for line in lines for name, _ in line.labels)
     return {
-        "head": " \N{MIDDLE DOT} ".join([*map(study.short, study.keys), *labels]) or "all rows",
+        "head": " \N{MIDDLE DOT} ".join([*map(study.short, study.axes), *labels]) or "all rows",
         "columns": [
             {"name": name, "arrow": figures.ARROWS[study.better[name]].strip(), "count": counts(study, lines, name)}
             for name in measures
@@ -173,14 +167,15 @@ def mean_table(study: Study, block: Labels) -> dict[str, Any]:
             }
             for line in lines[:MOST_ROWS]
         ],
-        "caption": means_words(study, block),
+        "caption": figures.means_words(study, block),
         "more": max(0, len(lines) - MOST_ROWS),
         "file": f"tables/{figures.file_name('all', study)}.csv",
     }
 
 
 def row_head(study: Study, line: Line) -> str:
-    words = [*(line.setting or ()), *(text(value) for _, value in line.labels)]
+    place = study.place(line)
+    words = [*(place[key] for key in study.axes if place), *(text(value) for _, value in line.labels)]
     return " \N{MIDDLE DOT} ".join(words) or study.experiment
 
 
@@ -259,7 +254,7 @@ class Pictures:
         """The pictures in the figures folders of a study, those of one name together, so that runs can be compared."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for setting, runs in study.settings.items():
-            about = ", ".join(f"{study.short(key)} {value}" for key, value in zip(study.keys, setting, strict=True))
+            about = study.about(Line(setting, (), ())) if study.axes else ""
             for run in runs:
                 for path in sorted((run.folder / "figures").glob("*.png")):
                     if (data := self.fitted(path, run)) is not None:

@@ -20,6 +20,7 @@ UNITS = ("scene", "image")  # labels of what is resampled, the first that rows h
 METHOD = "method"
 READABLE = 40  # combinations of labels in one study that a person may still want to read
 ABSENT = "absent"
+AROUND = ("commit", "device")  # differ without being asked to
 COSTS = {"second", "seconds", "mb", "bytes"}  # differ from run to run even where nothing else does
 SMALL_IS_GOOD = {"loss", "rmse", "mae", "mse", "error", "angle", "lpips", "ratio", *COSTS}
 LARGE_IS_GOOD = {"psnr", "ssim", "iou", "miou", "cosine", "delta1", "accuracy", "precision", "recall"}
@@ -74,8 +75,8 @@ class Study:
     """All runs of one experiment.
 
     Attributes:
-        keys: in which the runs differ, commit and device among them where those differ.
-        axes: the keys that are worth an axis: `keys` without a commit or device that another key decides.
+        table: key -> run name -> value, of the keys in which the runs differ, commit and device among them.
+        axes: those of them that are worth an axis; the others change together with one of these.
         values: key -> its values in order, as text.
         numbers: key -> the same as numbers, for keys that have nothing else.
         settings: setting -> its runs.
@@ -90,7 +91,7 @@ class Study:
 
     experiment: str
     runs: list[Run]
-    keys: list[str]
+    table: dict[str, dict[str, Any]]
     axes: list[str]
     values: dict[str, list[str]]
     numbers: dict[str, list[float]]
@@ -102,6 +103,14 @@ class Study:
     constant: dict[str, Any]
     lines: dict[Line, dict[int | None, dict[str, Estimate]]]
     dropped: int
+
+    @property
+    def keys(self) -> list[str]:
+        return [*self.table]
+
+    def place(self, line: Line) -> dict[str, str]:
+        """Key -> value of a line, nothing where it belongs to no setting."""
+        return dict(zip(self.table, line.setting or (), strict=False))
 
     def short(self, key: str) -> str:
         """The last word of a swept key, where no other one ends like it."""
@@ -123,7 +132,8 @@ class Study:
 
     def about(self, line: Line) -> str:
         """What a line is, in words: its swept keys, and its labels where those tell lines apart."""
-        keys = [f"{self.short(key)} {value}" for key, value in zip(self.keys, line.setting or (), strict=False)]
+        place = self.place(line)
+        keys = [f"{self.short(key)} {place[key]}" for key in self.axes if key in place]
         alone = bool(keys) and len(once(other.labels for other in self.lines if other.setting is not None)) == 1
         return ", ".join([*keys, *([named(line.labels)] if line.labels and not alone else [])]) or "mean"
 
@@ -197,33 +207,36 @@ def one_study(experiment: str, runs: list[Run], choice: Choice) -> Study | None:
     measures = [name for name in columns if name in (choice.measures or varying_measures(columns, pairs))]
     if not pairs or not measures:
         return None
-    keys, axes = swept(runs, choice.pool)
     kept = [run for run in runs if any(other is run for other, _ in pairs)]
+    table = swept(kept, choice.pool)
+    setting = {run.name: tuple(text(there[run.name]) for there in table.values()) for run in kept}
     settings: dict[Setting, list[Run]] = {}
     for run in kept:
-        settings.setdefault(setting_of(run, keys), []).append(run)
-    values = {key: ordered(value_of(run, key) for run in kept) for key in keys}
+        settings.setdefault(setting[run.name], []).append(run)
+    values = {key: ordered(there.values()) for key, there in table.items()}
     texts = {key: [text(value) for value in there] for key, there in values.items()}
     numbers = {key: [float(value) for value in there] for key, there in values.items() if all(map(is_number, there))}
 
     apart, unit = kept_apart([row for _, row in pairs], labels, choice.by)
     block = [name for name in apart if name != METHOD] if METHOD in apart and unit != "run" else []
     seen = {name: ordered(row[name] for _, row in pairs if name in row) for name in labels if name not in UNITS}
-    lines, dropped = estimates(pairs, keys, block, [name for name in apart if name not in block], unit, measures)
+    apart = [name for name in apart if name not in block]
+    found, dropped = samples(pairs, setting, block, apart, unit, measures)
+    order = place([row for _, row in pairs], [*texts.values()], block, apart)
     return Study(
         experiment=experiment,
-        runs=runs,
-        keys=keys,
-        axes=axes,
+        runs=kept,
+        table=table,
+        axes=axes_of(table, kept),
         values=texts,
         numbers=numbers,
         settings=settings,
         measures=measures,
         better={name: choice.better.get(name, direction(name)) for name in measures},
         unit=unit,
-        averaged={name: there for name, there in seen.items() if len(there) > 1 and name not in apart},
+        averaged={name: there for name, there in seen.items() if len(there) > 1 and name not in (*block, *apart)},
         constant={name: there[0] for name, there in seen.items() if len(there) == 1},
-        lines=lines,
+        lines=estimates(with_references(found), order),
         dropped=dropped,
     )
 
@@ -244,28 +257,76 @@ def varying_measures(columns: Sequence[str], pairs: Sequence[tuple[Run, Row]]) -
     return several or [name for name in columns if found[name]]
 
 
-def swept(runs: Sequence[Run], pool: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The keys in which runs differ, and those of them that are worth an axis."""
-    ignored = ("module", *pool)
+def swept(runs: Sequence[Run], pool: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Key -> run name -> value, of every key in which runs differ; commit and device where those differ.
+
+    A group that was exchanged as a whole (`baseline=jbu` for `baseline=bilinear`) is one key.
+    """
     names = once(name for run in runs for name in run.keys)
-    names = [name for name in names if name not in ignored and not name.startswith("logger.")]
-    keys = [name for name in names if len({text(value_of(run, name)) for run in runs}) > 1]
-    around = [name for name in ("commit", "device") if len({value_of(run, name) for run in runs}) > 1]
-    around = [name for name in around if name not in keys]
-    settings = {setting_of(run, keys) for run in runs}
-    axes = [*keys, *(name for name in around if len({setting_of(run, [*keys, name]) for run in runs}) > len(settings))]
-    return [*keys, *around], axes
+    names = [name for name in names if name not in ("module", *pool) and not name.startswith("logger.")]
+    names = once(in_all(name, runs) for name in names)
+    table = {name: values_of(name, runs) for name in names}
+    around: dict[str, dict[str, Any]] = {
+        "commit": {run.name: run.commit for run in runs},
+        "device": {run.name: run.device for run in runs},
+    }
+    return {name: there for name, there in {**around, **table}.items() if len(once(there.values())) > 1}
 
 
-def value_of(run: Run, key: str) -> Any:
-    """The value of a swept key; commit and device come from the environment."""
-    if key in ("commit", "device") and not (key == "commit" and key in run.keys):
-        return run.commit if key == "commit" else run.device
-    return run.keys.get(key, ABSENT)
+def in_all(name: str, runs: Sequence[Run]) -> str:
+    """A key, or the nearest group above it that every run has, where some lack the key."""
+    group = name
+    while group and not all(below(run, group) for run in runs):
+        group = group.rpartition(".")[0]
+    return group or name
 
 
-def setting_of(run: Run, keys: Sequence[str]) -> Setting:
-    return tuple(text(value_of(run, key)) for key in keys)
+def below(run: Run, group: str) -> dict[str, Any]:
+    """The keys of a run that are `group` or lie in it."""
+    return {name: value for name, value in run.keys.items() if f"{name}.".startswith(f"{group}.")}
+
+
+def values_of(name: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Run name -> value of a key; of a group the names in it, with their values where those differ as well."""
+    if not any(len(below(run, name)) > 1 or name not in run.keys for run in runs):
+        return {run.name: run.keys[name] for run in runs}
+    parts = {run.name: {key[len(name) + 1 :]: value for key, value in below(run, name).items()} for run in runs}
+    full = {run: ", ".join(f"{key} {text(value)}" for key, value in there.items()) for run, there in parts.items()}
+    brief = {run: ", ".join(once(key.split(".")[0] for key in there)) for run, there in parts.items()}
+    same = len(set(brief.values())) == len(set(full.values()))
+    return {run: (brief if same else full)[run] or ABSENT for run in parts}
+
+
+def axes_of(table: Mapping[str, Mapping[str, Any]], runs: Sequence[Run]) -> list[str]:
+    """The keys that are worth an axis: of keys that change together one, and no commit or device that others decide."""
+    keys = [key for key in table if key not in AROUND]
+    texts = {key: [text(table[key][run.name]) for run in runs] for key in table}
+    count = len(set(zip(*(texts[key] for key in table), strict=True)))
+    groups: list[list[str]] = []
+    for key in keys:
+        group = next((group for group in groups if together(group[0], key, texts, table, count)), None)
+        if group is None:
+            groups.append([key])
+        else:
+            group.append(key)
+    axes = [min(group, key=lambda key: max(map(len, texts[key]))) for group in groups]
+    for key in (key for key in table if key in AROUND):
+        without = {tuple(texts[axis][place] for axis in axes) for place in range(len(runs))}
+        beside = {tuple(texts[axis][place] for axis in (*axes, key)) for place in range(len(runs))}
+        axes += [key] if len(beside) > len(without) else []
+    return axes
+
+
+def together(
+    first: str, second: str, texts: Mapping[str, list[str]], table: Mapping[str, Mapping[str, Any]], count: int
+) -> bool:
+    """Whether two keys always change together; numbers that are all different may come from a random search."""
+    one, other = texts[first], texts[second]
+    pairs = set(zip(one, other, strict=True))
+    if not len(pairs) == len(set(one)) == len(set(other)):
+        return False
+    numeric = all(is_number(value) for key in (first, second) for value in table[key].values())
+    return len(pairs) < count or count == 2 or not numeric
 
 
 def kept_apart(rows: Sequence[Row], labels: Sequence[str], by: Sequence[str]) -> tuple[list[str], str]:
@@ -297,34 +358,41 @@ def decided(label: str, unit: str, rows: Sequence[Row]) -> bool:
 Samples = dict[str, dict[Hashable, list[float]]]  # measure -> image, scene or run -> values
 
 
-def estimates(
+def samples(
     pairs: Sequence[tuple[Run, Row]],
-    keys: Sequence[str],
+    setting: Mapping[str, Setting],
     block: Sequence[str],
     apart: Sequence[str],
     unit: str,
     measures: Sequence[str],
-) -> tuple[dict[Line, dict[int | None, dict[str, Estimate]]], int]:
-    """Line -> step -> measure -> estimate, and how many values were not finite."""
+) -> tuple[dict[Line, dict[int | None, Samples]], int]:
+    """Line -> step -> what was measured, and how many values were not finite."""
     found: dict[Line, dict[int | None, Samples]] = {}
     dropped = 0
     for run, row in pairs:
-        line = Line(setting_of(run, keys), labels_of(row, block), labels_of(row, apart))
-        samples = found.setdefault(line, {}).setdefault(row.get("step"), {})
+        line = Line(setting[run.name], labels_of(row, block), labels_of(row, apart))
+        there = found.setdefault(line, {}).setdefault(row.get("step"), {})
         member = run.name if unit == "run" else row.get(unit, run.name)
         for name in measures:
-            if not is_number(value := row.get(name)):
+            value = row.get(name)
+            if value is None or not is_number(value):
                 continue
             if math.isfinite(value):
-                samples.setdefault(name, {}).setdefault(member, []).append(value)
+                there.setdefault(name, {}).setdefault(member, []).append(value)
             else:
                 dropped += 1
-    found = with_references(found)
-    lines: dict[Line, dict[int | None, dict[str, Estimate]]] = {}
-    for line in sorted(found, key=place(pairs, keys, block, apart)):
+    return found, dropped
+
+
+def estimates(
+    found: Mapping[Line, Mapping[int | None, Samples]], order: Callable[[Line], Any]
+) -> dict[Line, dict[int | None, dict[str, Estimate]]]:
+    """Line -> step -> measure -> estimate, lines in their order, rows without a step first."""
+    lines = {}
+    for line in sorted(found, key=order):
         steps = sorted(found[line], key=lambda step: (step is not None, step or 0))
-        lines[line] = {step: {name: estimate(found[line][step][name]) for name in found[line][step]} for step in steps}
-    return lines, dropped
+        lines[line] = {step: {name: estimate(there) for name, there in found[line][step].items()} for step in steps}
+    return lines
 
 
 def estimate(members: Mapping[Hashable, Sequence[float]]) -> Estimate:
@@ -335,15 +403,10 @@ def estimate(members: Mapping[Hashable, Sequence[float]]) -> Estimate:
 
 def with_references(found: dict[Line, dict[int | None, Samples]]) -> dict[Line, dict[int | None, Samples]]:
     """The same with lines that are equal in every setting, apart from what they cost, made one of no setting."""
-    settings = {line.setting for line in found}
     alike: dict[tuple[Labels, Labels], list[Line]] = {}
     for line in found:
         alike.setdefault((line.block, line.labels), []).append(line)
-    same = [
-        lines
-        for lines in alike.values()
-        if len(settings) > 1 and len(lines) == len(settings) and equal([found[line] for line in lines])
-    ]
+    same = [lines for lines in alike.values() if len(lines) > 1 and equal([found[line] for line in lines])]
     if len(same) == len(alike):  # nothing depends on any key: shown as it was measured
         return found
     result = dict(found)
@@ -379,11 +442,10 @@ def equal(each: Sequence[Mapping[int | None, Samples]]) -> bool:
 
 
 def place(
-    pairs: Sequence[tuple[Run, Row]], keys: Sequence[str], block: Sequence[str], apart: Sequence[str]
+    rows: Sequence[Row], values: Sequence[Sequence[str]], block: Sequence[str], apart: Sequence[str]
 ) -> Callable[[Line], tuple[Any, ...]]:
     """The order of lines: blocks by their values, what all settings share last, settings by their values."""
-    texts = {key: [text(value) for value in ordered(value_of(run, key) for run, _ in pairs)] for key in keys}
-    ranks = {name: ordered(row.get(name) for _, row in pairs) for name in (*block, *apart)}
+    ranks = {name: ordered(row.get(name) for row in rows) for name in (*block, *apart)}
 
     def rank(labels: Labels, names: Sequence[str]) -> tuple[int, ...]:
         there = dict(labels)
@@ -391,7 +453,7 @@ def place(
 
     def key(line: Line) -> tuple[Any, ...]:
         setting = () if line.setting is None else line.setting
-        order = tuple(texts[name].index(value) for name, value in zip(keys, setting, strict=False))
+        order = tuple(there.index(value) for there, value in zip(values, setting, strict=False))
         return rank(line.block, block), line.setting is None, order, rank(line.labels, apart)
 
     return key

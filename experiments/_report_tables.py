@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments._report_figures import best_first, number_format
 from experiments._report_runs import Broken, Run
-from experiments._report_studies import Choice, Estimate, Labels, Line, Study, once, selected, text, value_of
+from experiments._report_studies import AROUND, Choice, Estimate, Labels, Line, Study, once, selected, text
 from ua import tables
 from ua.statistics import Interval
 from ua.tracking import Row
@@ -50,8 +50,8 @@ def shown(study: Study, block: Labels) -> list[Row]:
         rows.append(row)
     numbers = {name for measure in study.measures for name in (measure, f"{measure} {INTERVAL}")}
     names = once(name for row in rows for name in row)
-    there = [name for name in names if name not in numbers or any(row.get(name) is not None for row in rows)]
-    columns = sorted(there, key=lambda name: name in numbers)  # headings first, however many the first row has
+    filled = [name for name in names if name not in numbers or any(row.get(name) is not None for row in rows)]
+    columns = sorted(filled, key=lambda name: name in numbers)  # headings first, however many the first row has
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
@@ -59,8 +59,8 @@ def formats(study: Study, block: Labels) -> dict[str, str]:
     """Measure -> the format of its column."""
     found = {}
     for measure in study.measures:
-        there = [study.final(line).get(measure) for line in study.within(block)]
-        found[measure] = number_format([estimate.mean for estimate in there if estimate is not None])
+        finals = [study.final(line) for line in study.within(block)]
+        found[measure] = number_format([final[measure].mean for final in finals if measure in final])
     return found
 
 
@@ -122,7 +122,7 @@ def tidy(studies: Sequence[Study], choice: Choice) -> str:
                 "finished": run.finished,
                 "seed": run.keys.get("seed"),
             }
-            own |= {key: csv_value(value_of(run, key)) for key in study.keys}
+            own |= {key: csv_value(there[run.name]) for key, there in study.table.items()}
             rows += [own | row for row in run.rows if selected(run, row, choice.where)]
     return csv_text(rows, ["experiment", "run", "finished", "seed", *keys, *labels, "step"])
 
@@ -144,13 +144,14 @@ def csv_text(rows: Sequence[Row], first: Sequence[str] = ()) -> str:
 
 def run_rows(runs: Sequence[Run], broken: Sequence[Broken], studies: Sequence[Study], used: Sequence[Run]) -> list[Row]:
     """A row for each run folder: what it was, in which state, where and when."""
-    keys = {run.name: {key: text(value_of(run, key)) for key in study.keys} for study in studies for run in study.runs}
-    every = once(key for own in keys.values() for key in own if key not in ("commit", "device"))
+    every = once(key for study in studies for key in study.keys if key not in AROUND)
+    tables_of = {run.name: study.table for study in studies for run in study.runs}
     seeds = len({run.keys.get("seed") for run in runs}) > 1
     rows: list[Row] = []
     for run in runs:
         row: Row = {"run": run.name, "experiment": run.experiment, "state": state(run, used)}
-        row |= {key: keys.get(run.name, {}).get(key) for key in every}
+        table = tables_of.get(run.name, {})
+        row |= {key: csv_value(table[key][run.name]) if key in table else None for key in every}
         row |= {"seed": run.keys.get("seed")} if seeds else {}
         row |= {"rows": len(run.rows), "started": run.environment.get("started"), "commit": run.commit}
         rows.append(row | {"device": run.device})

@@ -119,7 +119,7 @@ def write_table(study: Study, block: Labels, tracker: Tracker) -> None:
         rows,
         formats=tables.formats(study, block),
         best={name: which for name, which in study.better.items() if which and name in rows[0]},
-        caption=f"{page.block_title(study, block)}. {page.means_words(study, block)}",
+        caption=f"{page.block_title(study, block)}. {figures.means_words(study, block)}",
     )
 
 

@@ -478,7 +478,7 @@ def _bands(axes: Axes, plot: BandPlot, handles: dict[str, Any]) -> None:
             axes.fill_between(band.x, low, high, color=colour, alpha=alpha, linewidth=0)
     if plot.x_names:
         axes.set_xscale("linear")
-        slanted = {"rotation": 30, "ha": "right"} if max(map(len, plot.x_names)) > 8 else {}
+        slanted: Any = {"rotation": 30, "ha": "right"} if max(map(len, plot.x_names)) > 8 else {}
         axes.set_xticks(range(len(plot.x_names)), plot.x_names, **slanted)
         axes.set_xlim(-0.5, len(plot.x_names) - 0.5)
 
@@ -500,7 +500,7 @@ def _heat_map(axes: Axes, each: HeatMap) -> None:
         if strong:
             place = (column - 0.45, row - 0.43)
             axes.add_patch(Rectangle(place, 0.9, 0.86, fill=False, edgecolor=VERMILION, linewidth=2.2))
-        style = {"fontweight": "bold" if strong else "normal", "ha": "center", "va": "center"}
+        style: Any = {"fontweight": "bold" if strong else "normal", "ha": "center", "va": "center"}
         axes.text(column, row, label, color="#111111" if colour @ LUMA > 0.45 else "#FFFFFF", **style)
     axes.set_xlim(-0.5, len(each.x_names) - 0.5)
     axes.set_ylim(len(each.y_names) - 0.5, -0.5)
