@@ -280,8 +280,8 @@ class Pictures:
         except OSError:
             self.left_out.append(f"{name} (no picture)")
             return None
-        small.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH), Image.Resampling.LANCZOS)
-        small.save(file, format="WEBP", quality=86, method=3)
+        small.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        small.save(file, format="WEBP", quality=86, method=1)
         data = base64.b64encode(file.getvalue()).decode("ascii")
         if len(data) > self.room:
             self.left_out.append(name)

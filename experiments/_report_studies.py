@@ -341,7 +341,8 @@ def kept_apart(rows: Sequence[Row], labels: Sequence[str], by: Sequence[str]) ->
     varying = [name for name in labels if name not in UNITS and len({row.get(name) for row in rows}) > 1]
     if unit == "run":
         return varying, unit
-    varying = [name for name in varying if not decided(name, unit, rows)]
+    finest = UNITS[-1] if any(UNITS[-1] in row for row in rows) else unit
+    varying = [name for name in varying if not decided(name, finest, rows)]
     apart: list[str] = []
     for name in sorted(varying, key=lambda name: (name != METHOD, len({row.get(name) for row in rows}))):
         if len({tuple(row.get(one) for one in (*apart, name)) for row in rows}) <= READABLE:
@@ -350,7 +351,7 @@ def kept_apart(rows: Sequence[Row], labels: Sequence[str], by: Sequence[str]) ->
 
 
 def decided(label: str, unit: str, rows: Sequence[Row]) -> bool:
-    """Whether every image (or scene) has one value of a label."""
+    """Whether every image (`unit`) has one value of a label."""
     seen: dict[Any, Any] = {}
     return all(seen.setdefault(row.get(unit), row.get(label)) == row.get(label) for row in rows)
 
