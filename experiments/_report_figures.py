@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -56,12 +57,18 @@ def charts(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]:
     found = []
     lines = [line for line in study.within(block) if line.setting is not None]
     if len(study.axes) == 2 and filled(study) >= LEAST_FILLED:
-        found += [heat_maps(study, block, labels) for labels in once(line.labels for line in lines)[:MOST]]
+        found += [heat_maps(study, block, labels) for labels in compared(lines)[:MOST]]
     elif len(study.axes) == 1:
         found.append(one_key(study, block))
     elif len(study.settings) > len(study.axes):  # else keys change together, and no plot tells them apart
         found += marginals(study, block, measures_chosen)
     return [chart for chart in [*found, convergence(study, block)] if chart.plots]
+
+
+def compared(lines: Sequence[Line]) -> list[Labels]:
+    """The labels of lines that more than one setting has: with one there is nothing to draw over a key."""
+    counts = Counter(line.labels for line in lines)
+    return [labels for labels in once(line.labels for line in lines) if counts[labels] > 1]
 
 
 def filled(study: Study) -> float:
@@ -96,9 +103,9 @@ def one_key(study: Study, block: Labels) -> Chart:
     """Every measure against the one key that was swept, a band for each method, what it does not touch as levels."""
     (key,) = study.axes
     lines = study.within(block)
-    style = styles(study, [Line(None, line.block, line.labels) for line in lines if line.setting is not None])
-    every = once(line.labels for line in lines if line.setting is not None)
+    every = compared([line for line in lines if line.setting is not None])
     groups = every[:MOST]
+    style = styles(study, [Line(None, block, labels) for labels in groups])
     plotted = []
     for measure in study.measures:
         bands = []
@@ -122,7 +129,7 @@ def marginals(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]
     directed = [name for name in study.measures if study.better[name]]
     measures = study.measures if measures_chosen else (directed or study.measures)[:MARGINALS]
     lines = [line for line in study.within(block) if line.setting is not None]
-    every = once(line.labels for line in lines)
+    every = compared(lines)
     groups = every[:MOST]
     style = styles(study, [Line(None, block, labels) for labels in groups])
     found = []
@@ -222,7 +229,8 @@ def levels(study: Study, block: Labels, measure: str) -> list[plots.Band]:
 def styles(study: Study, lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     """Name of a line -> how it is drawn: with two swept keys a colour for the one, dashes for the other."""
     names = once(study.about(line) for line in lines)
-    if len(study.axes) == 2 and len(once(line.labels for line in lines)) == 1:
+    in_settings = all(line.setting is not None for line in lines)
+    if in_settings and len(study.axes) == 2 and len(once(line.labels for line in lines)) == 1:
         first, second = (study.values[key] for key in study.axes)
         if len(first) <= len(COLOURS) and len(second) <= len(DASHES):
             found = {}
@@ -302,7 +310,9 @@ def count_words(study: Study, block: Labels) -> str:
 
 def means_words(study: Study, block: Labels) -> str:
     """What the numbers of a table or of a plot over a key are."""
-    return f"Means over {count_words(study, block)} with 95 % bootstrap intervals{last_step(study, block)}."
+    over = count_words(study, block)
+    intervals = "" if over.startswith("1 ") and " to " not in over else " with 95 % bootstrap intervals"
+    return f"Means over {over}{intervals}{last_step(study, block)}."
 
 
 def last_step(study: Study, block: Labels) -> str:

@@ -19,6 +19,7 @@ from ua import plots
 
 TEMPLATE = Path(__file__).with_name("_report_page.html")
 PICTURE_WIDTH = 1400  # pixels: sharp on a desk at twice the size that a phone needs
+WIDE = 800  # pixels: wider ones, with many panels or plots, are scrolled on a phone and not shrunk to nothing
 MOST_ROWS = 120  # of a table in the page; the files have all
 FOLDED = 2  # more pictures of one kind than this are folded away
 # Colours of the figures -> the page's own, which its style sheet has for light and dark.
@@ -257,16 +258,16 @@ class Pictures:
             about = study.about(Line(setting, (), ())) if study.axes else ""
             for run in runs:
                 for path in sorted((run.folder / "figures").glob("*.png")):
-                    if (data := self.fitted(path, run)) is not None:
+                    if (fitted := self.fitted(path, run)) is not None:
                         caption = f"{run.name}: {about}" if about else run.name
-                        group = groups.setdefault(path.stem, [])
-                        group.append({"data": data, "caption": caption, "alt": f"{path.stem} of run {caption}"})
+                        view = {**fitted, "caption": caption, "alt": f"{path.stem} of run {caption}"}
+                        groups.setdefault(path.stem, []).append(view)
         return [
             {"name": name, "pictures": there, "folded": len(there) > FOLDED} for name, there in sorted(groups.items())
         ]
 
-    def fitted(self, path: Path, run: Run) -> str | None:
-        """The picture as a data address, None where there is no room or it cannot be read."""
+    def fitted(self, path: Path, run: Run) -> dict[str, Any] | None:
+        """The picture as a data address with its size, None where there is no room or it cannot be read."""
         from PIL import Image
 
         name = f"{run.name}/figures/{path.name}"
@@ -287,7 +288,9 @@ class Pictures:
             self.left_out.append(name)
             return None
         self.room -= len(data)
-        return f"data:image/webp;base64,{data}"
+        width, height = small.size
+        address = f"data:image/webp;base64,{data}"
+        return {"data": address, "width": width, "height": height, "wide": width > 1.5 * height and width > WIDE}
 
 
 def run_table(content: Content) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import _report_figures as figures_of
 from experiments import _report_runs as runs_of
 from experiments import _report_studies as studies_of
 from experiments import report
@@ -362,7 +363,31 @@ def test_keys_that_change_together_share_an_axis_unless_they_may_be_random(tmp_p
         config = {"lr": 0.1 + 0.03 * number, "sigma": 9.0 - number**2}
         make_run(tmp_path / "b" / str(number), config, lambda image, step, n=number: 25.0 + n)
     assert study_of(tmp_path / "a").axes == ["size"]
-    assert study_of(tmp_path / "b").axes == ["lr", "sigma"]
+    random = study_of(tmp_path / "b")
+    assert random.axes == ["lr", "sigma"]
+    names = [chart.name for chart in figures_of.charts(random, (), False)]
+    assert names == ["toy_marginal_lr", "toy_marginal_sigma", "toy_convergence"], "a heat map would be mostly holes"
+
+
+def test_one_setting_alone_has_no_plot_over_keys(tmp_path):
+    for number, method in enumerate(("fit", "jbu")):
+        with Tracker(tmp_path / method, {"module": "toy", "size": number}) as tracker:
+            tracker.log({"seconds": 1.0 + number}, method=method)
+            tracker.summary({})
+    study = study_of(tmp_path)
+    assert study.axes == ["size"] and study.unit == "run" and figures_of.charts(study, (), False) == []
+    assert figures_of.means_words(study, ()) == "Means over 1 run."
+
+
+def test_many_lines_are_cut_and_it_is_said(tmp_path):
+    with Tracker(tmp_path, {"module": "many"}) as tracker:
+        for number in range(14):
+            for step in (0, 1):
+                tracker.log({"loss": 1.0 + number}, step=step, image="coffee", method=f"m{number}")
+        tracker.summary({})
+    (chart,) = figures_of.charts(study_of(tmp_path), (), False)
+    assert [*chart.legend] == [f"m{number}" for number in range(12)], "the best"
+    assert "12 of 14 lines" in chart.caption and len({str(style) for style in chart.legend.values()}) == 12
 
 
 def test_what_varies_with_the_image_and_what_is_too_much_is_averaged(tmp_path):
