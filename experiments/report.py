@@ -40,10 +40,10 @@ class Config:
 
     runs: Any
     measures: list[str] = field(default_factory=list)
-    where: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, Any] | None = None
     by: list[str] = field(default_factory=list)
     pool: list[str] = field(default_factory=lambda: ["seed"])
-    better: dict[str, str] = field(default_factory=dict)
+    better: dict[str, str] | None = None
     unfinished: bool = False
     pictures: float = 12.0
     title: str = ""
@@ -82,7 +82,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
             f"runs={', '.join(config.roots)}: {len(broken)} broken and {len(runs)} unfinished runs, none to report on "
             "(unfinished=true takes the rows that there are)"
         )
-    choice = Choice(config.measures, config.where, config.by, config.pool, config.better)
+    choice = Choice(config.measures, config.where or {}, config.by, config.pool, config.better or {})
     found = studies(used, choice)
     parts = [(study, block, part_charts(study, block, config, tracker)) for study in found for block in study.blocks]
     for study, block, _ in parts:

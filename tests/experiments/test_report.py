@@ -19,7 +19,7 @@ from experiments import _report_studies as studies_of
 from experiments import report
 from experiments._report_figures import number_format
 from experiments._report_studies import Choice, Line
-from ua import tracking
+from ua import run, tracking
 from ua.statistics import bootstrap_mean
 from ua.tracking import Tracker, write_text
 
@@ -403,6 +403,18 @@ def test_what_varies_with_the_image_and_what_is_too_much_is_averaged(tmp_path):
     assert {name: len(values) for name, values in study.averaged.items()} == {"dataset": 3, "scale": 30}
     assert study.lines[Line((), (), (("method", "fit"),))][None]["miou"].count == 2
     assert len(study_of(tmp_path, by=["dataset", "method"]).lines) == 6
+
+
+def test_the_command_line_takes_a_selection(two_keys, tmp_path, monkeypatch, capfd):
+    root, _, _ = two_keys
+    chosen = ["measures=[psnr]", "where={method: fit, fit.sigma: [8, 16]}", "better={psnr: min}", "pictures=0"]
+    words = ["ua.run", "experiment=report", f"runs='{root}'", f"hydra.run.dir='{tmp_path}'", *chosen]
+    monkeypatch.setattr("sys.argv", words)
+    run.main()
+    assert "done:" in capfd.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["experiments"]["toy"]["best"]["toy"]["psnr"]["best"] == ["sigma 8, sigma_r 0.06"]
+    assert "where={method: fit, fit.sigma: [8, 16]}" in "".join(Page((tmp_path / "report.html").read_text()).text)
 
 
 def test_directions_are_told_by_the_words_of_a_name():
