@@ -16,7 +16,7 @@ from ua import plugins
 from ua.statistics import Interval, bootstrap_mean
 from ua.tracking import Row
 
-UNITS = ("scene", "image")  # labels of what is resampled, the first that rows have: views of a scene are not independent
+UNITS = ("scene", "image")  # what is resampled, the first that rows have: views of a scene are not independent
 METHOD = "method"
 READABLE = 40  # combinations of labels in one study that a person may still want to read
 ABSENT = "absent"
