@@ -9,11 +9,13 @@ import base64
 import io
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from ua.tracking import write_text
@@ -23,30 +25,37 @@ LARGEST_PNG = 100_000  # bytes
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
 
-def executed(path: Path) -> nbformat.NotebookNode:
-    """The notebook with fresh outputs; the file stays as it is.
+def executed(paths: Sequence[Path]) -> list[nbformat.NotebookNode]:
+    """The notebooks with fresh outputs, one after the other in one kernel, each without the names of those before it.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell failed; the message shows where.
+        nbclient.exceptions.CellExecutionError: a cell failed; the message shows which.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebooks = [nbformat.read(path, as_version=4) for path in paths]
+    cells = []
+    for notebook in notebooks:
+        cells += [new_code_cell("%reset -f"), *notebook.cells]
     # Pictures that a page shows well and a repository keeps lightly.
-    figures = (
-        "--InlineBackend.print_figure_kwargs={'dpi': 110, 'bbox_inches': 'tight', 'pil_kwargs': {'optimize': True}}"
+    figures = "{'dpi': 110, 'bbox_inches': 'tight', 'pil_kwargs': {'optimize': True}}"
+    client = NotebookClient(
+        new_notebook(cells=cells),
+        kernel_name="python3",
+        record_timing=False,
+        timeout=300,
+        extra_arguments=[f"--InlineBackend.print_figure_kwargs={figures}"],
     )
-    options = {
-        "kernel_name": "python3",
-        "record_timing": False,
-        "timeout": 300,
-        "extra_arguments": [figures],
-    }
     with tempfile.TemporaryDirectory() as folder:  # what a notebook writes does not stay
-        NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
-    notebook.metadata = nbformat.from_dict(KERNEL)
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            lighten(output.get("data", {}))
-    return notebook
+        client.resources = {"metadata": {"path": folder}}
+        client.execute()
+    for notebook in notebooks:
+        notebook.metadata = nbformat.from_dict(KERNEL)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        for number, cell in enumerate(code, start=1):
+            cell.execution_count = number
+            for output in cell.outputs:
+                output.update({"execution_count": number} if "execution_count" in output else {})
+                lighten(output.get("data", {}))
+    return notebooks
 
 
 def lighten(data: dict[str, Any]) -> None:
@@ -62,7 +71,8 @@ def lighten(data: dict[str, Any]) -> None:
 def main() -> None:
     for name in sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
         path = FOLDER / f"{name}.ipynb"
-        write_text(path, nbformat.writes(executed(path)) + "\n")
+        [notebook] = executed([path])  # a kernel of its own for each
+        write_text(path, nbformat.writes(notebook) + "\n")
         print(f"{name}: {path.stat().st_size / 1024:.0f} KB")
 
 
