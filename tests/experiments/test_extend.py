@@ -1,4 +1,4 @@
-"""The worked example of experiments/README.md: its blocks in a folder outside the checkout, run as they are."""
+"""The worked example of experiments/README.md: its blocks, in a folder outside the checkout, run as they are."""
 
 import csv
 import json
