@@ -17,10 +17,17 @@ MOMENTUM = 0.85
 # Standard deviation in pixels of the Gaussian under which the guide's edges are looked at: noise and the grain of
 # textures are no edges (Catte, Lions, Morel & Coll 1992).
 SMOOTHING = 1.0
-# How much of what a cell lacks is given back in a step. A prediction is followed loosely: chosen on the development
-# images of `experiment=transfer`.
+# How much of what a cell lacks is given back in a step. A prediction is followed loosely, and smoothed over more steps:
+# chosen on the development images of `experiment=transfer`.
 AVERAGE_SHARE = 1.0
-PREDICTION_SHARE = 0.02
+PREDICTION_SHARE = 0.1  # over the pixels along a cell: what a step reaches is a smaller part of larger cells
+PREDICTION_STEPS = 2  # for each step that an average takes
+
+
+def prediction_share(out: Tensor, signal: Tensor) -> float:
+    """The share for a prediction (B, C, h, w) that was rendered as (B, C, H, W), in (0, 1]."""
+    (height, width), (rows, cols) = out.shape[-2:], signal.shape[-2:]
+    return min(1.0, PREDICTION_SHARE / math.sqrt(height / rows * width / cols))
 
 
 def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:

@@ -89,6 +89,16 @@ def test_the_averages_of_an_average_are_kept(size):
     assert (area(loose, (4, 6))[0] - low).abs().max() > 0.1
 
 
+def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_cells():
+    torch.manual_seed(0)
+    image, low = torch.rand(1, 3, 32, 64), torch.randn(1, 2, 4, 2)  # cells of 8 x 32 pixels, 16 in the mean
+    start = ua.upsample(image, low, **SETTINGS)
+    expected = diffuse(start, low, image, None, steps=10, edge=0.03, share=0.1 / 16, backend="torch")
+    options = {**SETTINGS, "diffusions": 5, "signal_is": "prediction", "backend": "torch"}
+    assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
+    assert refinement.prediction_share(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)) == 0.1
+
+
 def test_a_prediction_gets_no_back_projection():
     image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     low = torch.randn(1, 2, 4, 6, generator=torch.Generator().manual_seed(1))
