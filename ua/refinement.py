@@ -31,14 +31,20 @@ def prediction_share(out: Tensor, signal: Tensor) -> float:
 
 
 def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
-    """Add what `out` (B, C, H, W) lacks against the LR signal (B, C, h, w) in every valid cell; NaN stays NaN."""
+    """Add what `out` (B, C, H, W) lacks against the LR signal (B, C, h, w) in every valid cell; NaN stays NaN.
+
+    The sum overwrites `out` unless it has a gradient: fresh memory takes longer than the sum.
+    """
     average, _ = degrade.area(out, inputs.grid_of(signal), valid=None if valid is None else ~out.isnan()[:, 0])
     lacking = signal.to(average.dtype) - average
     if valid is not None:
         lacking = lacking.masked_fill(~valid[:, None], 0)
     down, across = (bicubic_weights(*sizes).to(out) for sizes in zip(out.shape[-2:], signal.shape[-2:], strict=True))
     halfway = (down @ lacking.to(out.dtype)).flatten(0, 1)
-    return torch.baddbmm(out.flatten(0, 1), halfway, across.mT.expand(len(halfway), -1, -1)).view_as(out)
+    planes, columns = out.flatten(0, 1), across.mT.expand(len(halfway), -1, -1)
+    differentiable = torch.is_grad_enabled() and (planes.requires_grad or halfway.requires_grad)
+    add = torch.baddbmm if differentiable else Tensor.baddbmm_
+    return add(planes, halfway, columns).view_as(out)
 
 
 @lru_cache(maxsize=16)
