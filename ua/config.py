@@ -53,8 +53,8 @@ class FitConfig:
             depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
         back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. None for a
             prediction.
-        diffusions: steps of anisotropic diffusion along the guide that keeps averages; >= 0. A prediction, which it
-            only follows, takes twice as many.
+        diffusions: steps of anisotropic diffusion along the guide that keeps averages, no more than a cell has pixels
+            along an axis; >= 0. A prediction, which it only follows, takes twice as many.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         steps: Adam steps; 0 renders with the initial Gaussians.
         lr: learning rate of Adam on the raw maps; > 0, at most 1e9.

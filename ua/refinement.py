@@ -21,13 +21,22 @@ SMOOTHING = 1.0
 # chosen on the development images of `experiment=transfer`.
 AVERAGE_SHARE = 1.0
 PREDICTION_SHARE = 0.1  # over the pixels along a cell: what a step reaches is a smaller part of larger cells
-PREDICTION_STEPS = 2  # for each step that an average takes
+PREDICTION_STEPS = 2  # for each that is asked for
 
 
-def prediction_share(out: Tensor, signal: Tensor) -> float:
-    """The share for a prediction (B, C, h, w) that was rendered as (B, C, H, W), in (0, 1]."""
-    (height, width), (rows, cols) = out.shape[-2:], signal.shape[-2:]
-    return min(1.0, PREDICTION_SHARE / math.sqrt(height / rows * width / cols))
+def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, float]:
+    """Steps of diffusion, and the share of what a cell lacks that each gives back.
+
+    What is an average within a cell of a few pixels is smoothed enough in as many steps, and too much in more.
+
+    Args:
+        diffusions: the steps that were asked for, >= 0.
+        scale: pixels along a cell, the mean of both axes.
+        average: whether the signal averages the truth; if not, it predicts it.
+    """
+    if average:
+        return min(diffusions, max(1, round(scale))), AVERAGE_SHARE
+    return PREDICTION_STEPS * diffusions, min(1.0, PREDICTION_SHARE / scale)
 
 
 def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:

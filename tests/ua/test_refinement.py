@@ -96,7 +96,16 @@ def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_ce
     expected = diffuse(start, low, image, None, steps=10, edge=0.03, share=0.1 / 16, backend="torch")
     options = {**SETTINGS, "diffusions": 5, "signal_is": "prediction", "backend": "torch"}
     assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
-    assert refinement.prediction_share(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)) == 0.1
+
+
+def test_an_average_is_not_smoothed_over_more_steps_than_a_cell_has_pixels():
+    assert refinement.schedule(10, 16, average=True) == (10, 1)
+    assert refinement.schedule(10, 4.2, average=True) == (4, 1)
+    assert refinement.schedule(10, 1, average=True) == (1, 1)
+    assert refinement.schedule(0, 4, average=True)[0] == refinement.schedule(0, 4, average=False)[0] == 0
+    image, low = torch.rand(1, 3, 16, 16), torch.randn(1, 2, 4, 4)  # cells of 4 x 4 pixels
+    few, many = (ua.upsample(image, low, **SETTINGS | {"diffusions": n}, signal_is="average") for n in (4, 12))
+    assert torch.equal(few, many)
 
 
 def test_a_prediction_gets_no_back_projection():
