@@ -45,7 +45,7 @@ class FitConfig:
         image_lr: how the LR image that the fit renders is made: "bicubic" or "bilinear" (no antialias),
             "antialias" (bicubic with one) or "area".
         leave_one_out: steps by which `Fit.render` adapts the Gaussians to the signal at hand, so that every cell is
-            best predicted from the others around it (`ua.leave_one_out`, which starts from 1.5 times sigma_r, whatever
+            best predicted from the others around it (`ua.leave_one_out`, which starts from 2.5 times sigma_r, whatever
             the parameterisation, radius_rule and border); >= 0. For averages alone.
         first_order: whether renders correct the weights so that linear ramps are nearly reproduced (`ua.first_order`);
             results may then leave the range of the signal. A fit steps the plain weights all the same.
@@ -54,7 +54,8 @@ class FitConfig:
             depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
         back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. None for a
             prediction.
-        diffusions: steps of anisotropic diffusion along the guide that keeps averages, and follows predictions; >= 0.
+        diffusions: steps of anisotropic diffusion along the guide that keeps averages, no more than a cell has pixels
+            along an axis; >= 0. A prediction, which it only follows, takes twice as many.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         objective: what the fit minimises: a module of `ua.objectives` ("l1", which backends have fused loops for, "l2",
             "charbonnier"), or the dotted name of your own.
@@ -188,9 +189,9 @@ PRESETS: dict[str, FitConfig] = {
     # kernels on colours as seen that are adapted to the signal, and diffusion along the guide, which keeps the averages
     # where there are any to keep.
     "default": FitConfig(
-        sigma=0.75,
+        sigma=0.9,
         sigma_unit="cell",
-        sigma_r=0.1,
+        sigma_r=0.07,
         radius=3,
         border="drop",
         prefilter="auto",
