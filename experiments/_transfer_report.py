@@ -8,6 +8,7 @@ from typing import Any
 from experiments._bench import YARDSTICK
 from experiments._effects import (
     BETTER,
+    EXPLANATION,
     FORMATS,
     Effect,
     against,
@@ -23,10 +24,6 @@ from ua.tracking import Row, Tracker
 
 OURS = "default"
 PREDICTION = "prediction"  # the signal of real predictions
-EXPLANATION = (
-    "Errors of depth, features and normals as ratios to bilinear (less is better), cosine, mIoU and boundary mIoU in "
-    "points more than bilinear; means over scenes and scales [95 % bootstrap interval over scenes]."
-)
 
 
 def report(tracker: Tracker, scales: Sequence[int]) -> dict[str, Any]:

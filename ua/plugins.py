@@ -74,14 +74,21 @@ def _import(package: str, kind: str, name: str) -> ModuleType:
 
 
 def check_options(function: Callable[..., Any], options: Iterable[str], what: str) -> None:
-    """Raises TypeError for an option that is no argument of `function`, with the nearest one; `what`: whose it is."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters]
+    """Raises TypeError for an option that `function` does not take, with the nearest one; `what`: whose it is."""
+    known = options_of(function)
     for name in options:
-        if name not in known:
+        if known is not None and name not in known:
             raise TypeError(unknown(f"option of {what}", name, known))
+
+
+def options_of(function: Callable[..., Any]) -> list[str] | None:
+    """The names of its arguments and, where it takes `**options`, those in `OPTIONS` of its module; None: any."""
+    parameters = inspect.signature(function).parameters.values()
+    named = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    if len(named) == len(parameters):
+        return named
+    further = getattr(inspect.getmodule(function), "OPTIONS", None)
+    return None if further is None else [*named, *further]
 
 
 def unknown(what: str, given: str, accepted: Iterable[str]) -> str:

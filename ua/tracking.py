@@ -21,8 +21,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -64,11 +65,15 @@ class LoggerConfig:
     name: "wandb", or "files" for the run folder alone.
     mode: of W&B: "offline" (into the run folder; `wandb sync` uploads it later), "online" or "disabled".
     project: of W&B.
+    group: of W&B, under which its pages put runs together; None: the sweep's folder, none outside of sweeps.
+    tags: of W&B.
     """
 
     name: str = "wandb"
     mode: str = "offline"
     project: str = "upsample-anything"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.name not in LOGGERS:
@@ -215,15 +220,18 @@ class _Wandb:
                 "or keep logger.mode=offline and upload later with `wandb sync`"
             )
         # Tables are staged in the user's home unless told otherwise.
-        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
-            os.environ.setdefault(name, str((folder / "wandb").resolve()))
+        names = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")
+        self._staging = [name for name in names if name not in os.environ]
+        os.environ.update(dict.fromkeys(self._staging, str((folder / "wandb").resolve())))
         import wandb
 
         self._wandb = wandb
         self._run = wandb.init(
             project=logger.project,
             name=f"{folder.parent.name}/{folder.name}",
-            dir=str(folder),
+            group=logger.group,
+            tags=logger.tags,
+            dir=str(folder.resolve()),  # W&B's process outlives a run, and with it the folder that it started in
             config=dict(config),
             mode="online" if logger.mode == "online" else "offline",
             settings=wandb.Settings(silent=True, console="off"),
@@ -234,7 +242,7 @@ class _Wandb:
         names = list(row)
         labels = names[: names.index("step")]
         prefix = "/".join(str(row[name]) for name in labels) or "run"
-        if prefix not in self._axes:
+        if row["step"] is not None and prefix not in self._axes:
             self._axes.add(prefix)
             self._run.define_metric(f"{prefix}/*", step_metric="step")
         numbers = {f"{prefix}/{name}": row[name] for name in names[len(labels) + 1 :] if row[name] is not None}
@@ -249,10 +257,62 @@ class _Wandb:
         self._run.log({f"figures/{name}": self._wandb.Image(str(path))})
 
     def summary(self, values: Mapping[str, Any]) -> None:
+        # Numbers are logged as well: that is where a sweep of W&B looks for its metric.
+        self._run.log({name: value for name, value in values.items() if isinstance(value, int | float)})
         self._run.summary.update(_plain(values))
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=1 if failed else 0)
+        for name in self._staging:  # the next run of this process has a folder of its own
+            os.environ.pop(name, None)
+
+
+def finished(folder: str | Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of the run of this configuration that ended well in `folder`; None: there is none yet.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration, or one that was measured elsewhere (another commit,
+            device or version), whose numbers are not those of this one.
+    """
+    folder = Path(folder)
+    if not (folder / "summary.json").exists():
+        return None
+    _compare_config(folder / "config.yaml", config)
+    _compare_environment(folder / "environment.json", environment())
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Within, no other process is in the same block for the same folder: it waits. Death of a process ends its block.
+
+    A job of a sweep whose parent was killed may still be writing when the sweep is started again. Where a file system
+    knows no locks, there is no waiting.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another process writes there, waiting for it to end", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a network disk without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def limit_threads(count: int) -> None:
+    """At most `count` threads for torch, and thereby for the `cpu` backend; environment.json records what it is."""
+    torch.set_num_threads(max(1, min(count, torch.get_num_threads())))
 
 
 def seed_everything(seed: int) -> None:
@@ -330,11 +390,18 @@ def _plain(value: Any) -> Any:
 
 
 def _keep_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Writes the configuration, or compares it with that of the run to continue. Where one logs to may change."""
+    """Writes the configuration, or compares it with that of the run to continue."""
     import yaml
 
-    if not path.exists():
-        return write_text(path, yaml.safe_dump(dict(config), sort_keys=False))
+    if path.exists():
+        return _compare_config(path, config)
+    write_text(path, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _compare_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError where the configuration is another. Where one logs to may change."""
+    import yaml
+
     old, new = (
         {name: value for name, value in _flat(values) if not name.startswith("logger.")}
         for values in (yaml.safe_load(path.read_text(encoding="utf-8")), config)
@@ -356,15 +423,21 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 def _keep_environment(path: Path, values: dict[str, Any]) -> None:
     """Writes the environment; those of earlier starts in the same folder are kept beside it."""
     if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("commit", "cpu", "gpu", "threads", "versions"):
-            if earlier.get(name) != values.get(name):
-                raise ValueError(
-                    f"the rows in {str(path.parent)!r} were measured elsewhere: {name} was {earlier.get(name)}, is "
-                    f"{values.get(name)}; choose another folder, or delete that one"
-                )
+        earlier = _compare_environment(path, values)
         values = {**values, "earlier_starts": [*earlier.pop("earlier_starts", []), earlier]}
     write_json(path, values)
+
+
+def _compare_environment(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment in the file; raises ValueError where numbers of here would not be those of there."""
+    earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("commit", "cpu", "gpu", "threads", "versions"):
+        if earlier.get(name) != values.get(name):
+            raise ValueError(
+                f"the rows in {str(path.parent)!r} were measured elsewhere: {name} was {earlier.get(name)}, is "
+                f"{values.get(name)}; choose another folder, or delete that one"
+            )
+    return earlier
 
 
 def _key(row: Mapping[str, Any]) -> frozenset[tuple[str, str]]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import ua
 from experiments import benchmark
-from ua import plugins, run
+from ua import _command_line, plugins, run
 
 TOY_YAML = """\
 # @package _global_
@@ -227,9 +227,9 @@ def test_every_experiment_composes_into_its_own_schema(name):
     for key in list(config):
         if config._get_node(key)._is_missing():
             config[key] = "given"
-    own = OmegaConf.masked_copy(config, [key for key in config if key not in run.RUN_KEYS])
-    assert isinstance(run.typed(module.Config, own), module.Config)
-    run.typed(run.LoggerConfig, config.logger)
+    own = OmegaConf.masked_copy(config, [key for key in config if key not in _command_line.RUN_KEYS])
+    assert isinstance(_command_line.typed(module.Config, own), module.Config)
+    _command_line.typed(_command_line.LoggerConfig, config.logger)
 
 
 def module_of(name):
@@ -251,8 +251,8 @@ def options(group):
 )
 def test_every_choice_composes(override):
     config = compose("experiment=ablation_iters", "module=null", override)
-    own = OmegaConf.masked_copy(config, [key for key in config if key not in run.RUN_KEYS])
-    run.typed(plugins.find("experiments", "ablation_iters").Config, own)
+    own = OmegaConf.masked_copy(config, [key for key in config if key not in _command_line.RUN_KEYS])
+    _command_line.typed(plugins.find("experiments", "ablation_iters").Config, own)
 
 
 @pytest.mark.parametrize("name", options("launcher"))
@@ -289,8 +289,8 @@ def test_every_dataset_has_a_yaml():
 
 def test_benchmark_has_the_same_values_without_hydra():
     config = compose("experiment=benchmark", "module=null")
-    own = OmegaConf.masked_copy(config, [key for key in config if key not in run.RUN_KEYS])
-    assert run.typed(benchmark.Config, own) == benchmark.Config()
+    own = OmegaConf.masked_copy(config, [key for key in config if key not in _command_line.RUN_KEYS])
+    assert _command_line.typed(benchmark.Config, own) == benchmark.Config()
 
 
 def test_as_people_type_it(tmp_path):

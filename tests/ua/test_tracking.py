@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import sys
 import time
@@ -12,7 +13,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from ua.tracking import LoggerConfig, Tracker, choose_device, now
+from ua.tracking import LoggerConfig, Tracker, choose_device, finished, limit_threads, now
 
 CONFIG = {"module": "toy", "seed": 3, "fit": {"steps": 5}, "logger": {"name": "files", "mode": "disabled"}}
 
@@ -111,8 +112,8 @@ def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "NETRC", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the tracker; put back after the test
-        monkeypatch.setenv(name, "")
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.delenv(name, raising=False)
 
     class NoAnswer:
         def isatty(self):
@@ -129,7 +130,8 @@ def no_key(monkeypatch, tmp_path):
 def test_wandb_is_offline_and_asks_nothing(tmp_path, no_key):
     folder = tmp_path / "run"
     Tracker(folder, CONFIG).log({"loss": 1.0}, step=0, image="a")  # a run that was interrupted
-    with Tracker(folder, CONFIG, logger=LoggerConfig()) as tracker:
+    logger = LoggerConfig(group="a-sweep", tags=["first-tag", "second-tag"])
+    with Tracker(folder, CONFIG, logger=logger) as tracker:
         tracker.log({"loss": 0.5}, step=1, image="a")
         tracker.log({"psnr": 30.0}, image="a")
         tracker.table("scores", [{"method": "ours", "psnr": 30.0}, {"method": "bilinear", "rmse": 1.0}])
@@ -139,9 +141,55 @@ def test_wandb_is_offline_and_asks_nothing(tmp_path, no_key):
     assert list(run.rglob("*.table.json")) and list(run.rglob("*.png"))
     (log,) = run.glob("run-*.wandb")
     deadline = time.monotonic() + 20  # W&B's own process writes it
-    while not (b"a/loss" in log.read_bytes() and b"a/psnr" in log.read_bytes()):
+    wanted = (b"a/loss", b"a/psnr", b"a-sweep", b"first-tag", b"second-tag", b"tables/scores", b"figures/curve")
+    while not all(word in log.read_bytes() for word in wanted):
         assert time.monotonic() < deadline, "rows did not reach W&B"
         time.sleep(0.1)
+
+
+def test_curves_are_drawn_over_their_steps(tmp_path, no_key, monkeypatch):
+    import wandb
+
+    defined, logged = [], []
+    with Tracker(tmp_path / "run", CONFIG, logger=LoggerConfig()) as tracker:
+        monkeypatch.setattr(tracker._wandb._run, "define_metric", lambda *a, **k: defined.append((a, k)))
+        monkeypatch.setattr(tracker._wandb._run, "log", logged.append)
+        for step in (0, 5):
+            tracker.log({"loss": 1.0}, step=step, image="a", method="ours")
+        tracker.log({"psnr": 30.0}, image="a", method="bilinear")
+        tracker.summary({"score": -0.5, "images": ["a"]})
+    assert defined == [(("a/ours/*",), {"step_metric": "step"})]
+    assert logged == [
+        {"a/ours/loss": 1.0, "step": 0},
+        {"a/ours/loss": 1.0, "step": 5},
+        {"a/bilinear/psnr": 30.0},
+        {"score": -0.5},
+    ]
+    assert not {"WANDB_DATA_DIR", "WANDB_CACHE_DIR"} & set(os.environ), "the next run would write into this folder"
+    assert wandb.run is None
+
+
+def test_finished_runs_are_known(tmp_path):
+    assert finished(tmp_path, CONFIG) is None
+    tracker = Tracker(tmp_path, CONFIG)
+    assert finished(tmp_path, CONFIG) is None
+    tracker.summary({"score": 0.25})
+    assert finished(tmp_path, CONFIG) == {"score": 0.25}
+    with pytest.raises(ValueError, match="another configuration"):
+        finished(tmp_path, CONFIG | {"seed": 4})
+
+
+def test_threads_are_limited_and_never_raised(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        limit_threads(1)
+        assert torch.get_num_threads() == 1
+        limit_threads(64)
+        assert torch.get_num_threads() == 1
+        Tracker(tmp_path, CONFIG)
+        assert json.loads((tmp_path / "environment.json").read_text())["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_wandb_online_without_a_key_is_an_error_not_a_question(tmp_path, no_key):

@@ -6,12 +6,16 @@ operator without a fit: isotropic kernels of one size, cells outside the grid le
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ua.baselines import check, interpolate
+from ua.config import FitConfig
+
+OPTIONS = ("backend", *(field.name for field in dataclasses.fields(FitConfig)))
 
 
 def upsample(

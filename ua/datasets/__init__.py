@@ -97,10 +97,15 @@ def load(name: str, **options: Any) -> list[Sample]:
         ValueError: an unknown data set, or an option out of range. TypeError: an unknown option, or one of another
         type. FileNotFoundError: its files are not on this machine.
     """
+    check(name, options)
+    samples: list[Sample] = plugins.find("ua.datasets", name).load(**options)
+    return samples
+
+
+def check(name: str, options: Iterable[str]) -> None:
+    """Tells before anything is read what `load` would say about an unknown data set or option."""
     module = plugins.find("ua.datasets", name, needs="load", kind="data set")
     plugins.check_options(module.load, options, f"data set {name!r}")
-    samples: list[Sample] = module.load(**options)
-    return samples
 
 
 def choose(names: Iterable[str] | None, available: Iterable[str]) -> list[str]:
