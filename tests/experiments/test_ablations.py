@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from experiments import _ablation_report, _bench, ablation_guide, ablation_kernel, ablation_noise, ablation_resolution
 from ua import datasets
-from ua.run import CONFIGS, RUN_KEYS, register_presets, typed
+from ua._command_line import CONFIGS, RUN_KEYS, typed
+from ua.run import register_presets
 from ua.statistics import Comparison, Interval
 from ua.tracking import Tracker
 

@@ -106,10 +106,11 @@ def test_the_parts_in_an_experiment_that_is_there_already(folder, monkeypatch):
     in_this_process(COMMANDS[2], monkeypatch)
     (found,) = folder.glob("outputs/ablation_iters/*")
     rows = rows_of(found)
-    fitted = [row for row in rows if row["method"] == "fit" and row["image"] == "discs_0"]
+    colour = [row for row in rows if row["signal"] == "colour" and row["image"] == "discs_0"]
+    fitted = [row for row in colour if row["method"] == "fit"]
     assert [row["step"] for row in fitted] == ["0", "5", "10"]
     assert float(fitted[0]["psnr"]) < float(fitted[1]["psnr"]) < float(fitted[2]["psnr"])
-    assert {row["method"] for row in rows} == {"fit", "bilinear", "my_method.bicubic_clamped"}
+    assert {row["method"] for row in rows} >= {"fit", "bilinear", "my_method.bicubic_clamped"}
     assert json.loads((found / "summary.json").read_text())["images"] == ["discs_0", "discs_1"]
 
 
