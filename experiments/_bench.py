@@ -403,8 +403,10 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where rows of one problem and guide go: they are labelled image, scene, dataset, guide, `labels`, regime, signal,
-    method."""
+    """Where rows of one problem and guide go.
+
+    Their labels: image, scene, dataset, split, guide, those in `labels`, regime, signal, method.
+    """
 
     problem: Problem
     guide: Guide
@@ -419,6 +421,7 @@ class Place:
             "image": sample.name,
             "scene": sample.scene or sample.name,
             "dataset": sample.group or sample.name,
+            "split": sample.split,
             "guide": self.guide.name,
             **self.labels,
         }

@@ -31,6 +31,10 @@ SIGNED = {"ratio": "+.3f", "points": "+.2f", "difference": "+.2f"}  # of differe
 BETTER = {"ratio": "min", "points": "max", "difference": "max"}
 NEUTRAL = {"ratio": 1.0, "points": 0.0, "difference": 0.0}
 SIGNIFICANT = 0.05
+EXPLANATION = (
+    "Errors of depth, features and normals as ratios to bilinear (less is better), cosine, mIoU and boundary mIoU in "
+    "points more than bilinear; means over scenes and scales [95 % bootstrap interval over scenes]."
+)
 
 
 @dataclass(frozen=True)
@@ -151,14 +155,6 @@ def compare(part: Sequence[Effect], first: str, second: str) -> dict[Modality, C
             values = [ours[scene] for scene in scenes], [theirs[scene] for scene in scenes]
             result[modality] = paired(*values, better=BETTER[modality.kind])
     return result
-
-
-def explanation(yardstick: str) -> str:
-    """What the numbers of a table are."""
-    return (
-        f"Errors of depth, features and normals as ratios to {yardstick} (less is better), cosine, mIoU and boundary "
-        f"mIoU in points more than {yardstick}; means over scenes and scales [95 % bootstrap interval over scenes]."
-    )
 
 
 def coverage(part: Sequence[Effect]) -> str:

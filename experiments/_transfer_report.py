@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments._bench import CLEAN, YARDSTICK
+from experiments._bench import YARDSTICK
 from experiments._effects import (
     BETTER,
+    EXPLANATION,
     FORMATS,
     Effect,
     against,
-    cell,
     coverage,
     dots,
-    effects,
-    explanation,
     in_order,
     intervals,
     mean_table,
@@ -29,28 +27,24 @@ PREDICTION = "prediction"  # the signal of real predictions
 
 
 def report(tracker: Tracker, scales: Sequence[int]) -> dict[str, Any]:
-    """Writes all tables and figures; returns means by regime, guide, modality and method."""
+    """Writes all tables and figures; returns means by regime, modality and method."""
     against_bilinear = against(tracker.rows)
-    guides = in_order(effect.guide for effect in against_bilinear)
     summary: dict[str, Any] = {}
     for regime in in_order(effect.regime for effect in against_bilinear):
-        for guide in guides:
-            name = f"transfer_{regime}" if guide == CLEAN else f"transfer_{regime}_{guide}"
-            part = [effect for effect in against_bilinear if (effect.regime, effect.guide) == (regime, guide)]
-            means = intervals(part)
-            what = f"LR signal: {regime}; guide: {guide}; {coverage(part)}"
-            mean_table(tracker, name, means, f"{explanation('bilinear')} {what}.")
-            for scale in scales:
-                scale_table(tracker, f"{name}_x{scale}", [effect for effect in part if effect.scale == scale], what)
-            others = [method for method in in_order(effect.method for effect in part) if method != OURS]
-            paired_table(tracker, f"{name}_paired", part, [(OURS, other) for other in others], what)
-            tracker.figure(name, dots(means, what.partition("; scenes")[0], (OURS,)))
-            summary.setdefault(regime, {})[guide] = {
-                modality.name: {method: interval.mean for method, interval in methods.items()}
-                for modality, methods in means.items()
-            }
-    if len(guides) > 1 and CLEAN in guides:
-        degradation_tables(tracker)
+        name = f"transfer_{regime}"
+        part = [effect for effect in against_bilinear if effect.regime == regime]
+        means = intervals(part)
+        what = f"LR signal: {regime}; {coverage(part)}"
+        mean_table(tracker, name, means, f"{EXPLANATION} {what}.")
+        for scale in scales:
+            scale_table(tracker, f"{name}_x{scale}", [effect for effect in part if effect.scale == scale], what)
+        others = [method for method in in_order(effect.method for effect in part) if method != OURS]
+        paired_table(tracker, f"{name}_paired", part, [(OURS, other) for other in others], what)
+        tracker.figure(name, dots(means, f"LR signal: {regime}", (OURS,)))
+        summary[regime] = {
+            modality.name: {method: interval.mean for method, interval in methods.items()}
+            for modality, methods in means.items()
+        }
     if predicted := [row for row in tracker.rows if row["signal"] == PREDICTION]:
         summary["predictions"] = prediction_table(tracker, predicted)
     choice_table(tracker)
@@ -79,39 +73,19 @@ def scale_table(tracker: Tracker, name: str, part: Sequence[Effect], what: str) 
     )
 
 
-def degradation_tables(tracker: Tracker) -> None:
-    """What a corrupted guide costs each method: against the same method with the clean guide."""
-    against_clean = effects(tracker.rows, lambda row: row | {"guide": CLEAN})
-    for regime in in_order(effect.regime for effect in against_clean):
-        part = [effect for effect in against_clean if effect.regime == regime and effect.guide != CLEAN]
-        rows = []
-        for guide in in_order(effect.guide for effect in part):
-            means = intervals([effect for effect in part if effect.guide == guide])
-            for method in in_order(effect.method for effect in part):
-                cells = {
-                    modality.name: cell(column.get(method), FORMATS[modality.kind])
-                    for modality, column in means.items()
-                }
-                rows.append({"guide": guide, "method": method, **cells})
-        caption = f"{explanation('the same method with a clean guide')} LR signal: {regime}."
-        tracker.table(f"degradation_{regime}", rows, caption=caption)
-
-
 def prediction_table(tracker: Tracker, rows: Sequence[Row]) -> dict[str, Any]:
     """IoU of the judged classes, whole and in the band, a pair of columns for each group; returns the means."""
     groups = in_order(row["dataset"] for row in rows)
     table = []
-    for guide in in_order(row["guide"] for row in rows):
-        for method in in_order(row["method"] for row in rows):
-            line: dict[str, Any] = {"guide": guide, "method": method}
-            for group in groups:
-                about = (guide, method, group)
-                found = [row for row in rows if (row["guide"], row["method"], row["dataset"]) == about]
-                for score, title in (("iou", "IoU"), ("band_iou", "band IoU")):
-                    values = [row[score] for row in found if score in row]
-                    line[f"{group} {title}"] = sum(values) / len(values) if values else None
-            table.append(line)
-    columns = [name for name in tables.columns(table) if name not in ("guide", "method")]
+    for method in in_order(row["method"] for row in rows):
+        line: dict[str, Any] = {"method": method}
+        for group in groups:
+            found = [row for row in rows if (row["method"], row["dataset"]) == (method, group)]
+            for score, title in (("iou", "IoU"), ("band_iou", "band IoU")):
+                values = [row[score] for row in found if score in row]
+                line[f"{group} {title}"] = sum(values) / len(values) if values else None
+        table.append(line)
+    columns = [name for name in tables.columns(table) if name != "method"]
     counts = {group: len({row["image"] for row in rows if row["dataset"] == group}) for group in groups}
     tracker.table(
         "predictions",
@@ -120,12 +94,12 @@ def prediction_table(tracker: Tracker, rows: Sequence[Row]) -> dict[str, Any]:
         best=dict.fromkeys(columns, "max"),
         caption=f"Real predictions of networks: IoU, and IoU within 5 pixels of a true boundary; images: {counts}.",
     )
-    return {f"{line['guide']} {line['method']}": {name: line[name] for name in columns} for line in table}
+    return {line["method"]: {name: line[name] for name in columns} for line in table}
 
 
 def choice_table(tracker: Tracker) -> None:
     """How often `signal_is="auto"` takes a signal for an average of the truth, for each way of making the signal."""
-    measured = [row for row in tracker.rows if row["method"] == YARDSTICK and row["guide"] == CLEAN]
+    measured = [row for row in tracker.rows if row["method"] == YARDSTICK]
     lines = []
     for signal, dataset in in_order((row["signal"], row["dataset"]) for row in measured):
         line: dict[str, Any] = {"signal": signal, "data": dataset}

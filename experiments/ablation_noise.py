@@ -6,6 +6,7 @@ the fit imitates, and with the clean one ("clean PSNR"): the paper observes that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,51 +122,49 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
             }
             title = f"Against bilinear; LR signal: {regime}"
             tracker.figure(f"{kind}_{regime}", reports.lines(strengths, SHOWN, kind.replace("_", " "), title))
-    against_clean = effects.effects(tracker.rows, lambda row: row | {"guide": bench.CLEAN}, apart=False)
-    for regime in config.regimes:
-        part = [effect for effect in against_clean if effect.regime == regime]
-        result[regime]["cost"] = cost_table(config, part, regime, tracker)
+    held_out = [row for row in tracker.rows if row["split"] == "test"]
+    for name, rows, apart in (("cost", tracker.rows, False), ("cost_held_out", held_out, True)):
+        against_clean = effects.effects(rows, lambda row: row | {"guide": bench.CLEAN}, apart=apart)
+        for regime in config.regimes:
+            part = [effect for effect in against_clean if effect.regime == regime]
+            result[regime][name] = cost_table(config, part, f"{name}_{regime}", tracker)
     return result
 
 
-def cost_table(config: Config, part: Sequence[Effect], regime: str, tracker: Tracker) -> dict[str, Any]:
-    """What a spoiled guide costs each method, against the same method with the clean guide, with paired tests."""
+def cost_table(config: Config, part: Sequence[Effect], name: str, tracker: Tracker) -> dict[str, Any]:
+    """What a spoiled guide costs each method, against the same method with the clean guide, with paired tests.
+
+    Returns:
+        guide -> modality -> method -> mean.
+    """
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     for guide in guides(config)[1:]:
         both = [
-            Effect(
-                effect.scene,
-                "",
-                effect.scale,
-                regime,
-                f"{effect.method} @ {effect.guide}",
-                effect.modality,
-                effect.value,
-            )
+            dataclasses.replace(effect, guide="", method=f"{effect.method} @ {effect.guide}")
             for effect in part
             if effect.guide in (guide, bench.CLEAN)
         ]
         means = effects.intervals(both)
         for method in effects.in_order(effect.method for effect in part):
-            name, clean = f"{method} @ {guide}", f"{method} @ {bench.CLEAN}"
-            tests = effects.compare(both, name, clean)
+            spoiled, clean = f"{method} @ {guide}", f"{method} @ {bench.CLEAN}"
+            tests = effects.compare(both, spoiled, clean)
             cells: dict[str, Any] = {}
             for modality, column in means.items():
-                text = effects.cell(column.get(name), effects.FORMATS[modality.kind])
-                test = tests.get(modality)
-                mark = reports.sign(test, modality) if test else ""
-                cells[modality.name] = f"{text} {mark}".strip() if text else None
-                if name in column:
-                    result.setdefault(guide, {}).setdefault(modality.name, {})[method] = column[name].mean
+                if spoiled not in column:
+                    continue
+                text = effects.cell(column[spoiled], effects.FORMATS[modality.kind])
+                mark = reports.sign(tests[modality], modality) if modality in tests else ""
+                cells[modality.name] = f"{text} {mark}".strip()
+                result.setdefault(guide, {}).setdefault(modality.name, {})[method] = column[spoiled].mean
             rows.append({"guide": guide, "method": method, **cells})
     if rows:
         caption = (
             "What a spoiled guide costs: errors as ratios to the same method with the clean guide, the rest as "
             "differences; means over scenes [95 % bootstrap interval]; + and -: significantly better and worse, "
-            f"paired sign-flip p < {effects.SIGNIFICANT}. LR signal: {regime}; {effects.coverage(part)}."
+            f"paired sign-flip p < {effects.SIGNIFICANT}. {effects.coverage(part)}."
         )
-        tracker.table(f"cost_{regime}", rows, caption=caption)
+        tracker.table(name, rows, caption=caption)
     return result
 
 

@@ -16,7 +16,7 @@ from experiments import _bench as bench
 from experiments import _transfer_predictions as predictions
 from experiments import _transfer_report as reports
 from experiments._panels import NOT_SHOWN, signal_panels
-from ua import corrupt, plots
+from ua import plots
 from ua.averages import averages_truth
 from ua.datasets import Sample
 from ua.tracking import Tracker, choose_device, now
@@ -27,7 +27,6 @@ class Config(bench.Scaled):
     """What the YAML of this experiment holds, besides `bench.Scaled`.
 
     Attributes:
-        guides: names of `ua.corrupt.CORRUPTIONS`: what happens to the guide, and to nothing else.
         variants: name -> {preset: of the library ("default" where it is not given), field of `ua.FitConfig`: value}.
         predictions: whether real predictions of networks are scored, too (with the regime "network" and the data set
             "shared").
@@ -35,7 +34,6 @@ class Config(bench.Scaled):
         picture_scale: HR pixels per LR cell there, >= 1.
     """
 
-    guides: list[str]
     variants: dict[str, dict[str, Any]]
     predictions: bool
     pictures: list[str]
@@ -45,7 +43,6 @@ class Config(bench.Scaled):
         super().__post_init__()
         if self.picture_scale < 1:
             raise ValueError(f"picture_scale must be >= 1, got {self.picture_scale}")
-        bench.check_names("guides", self.guides, corrupt.CORRUPTIONS)
         bench.check_different("variants, presets and baselines", self.baseline, self.presets, self.variants)
         settings(self)
 
@@ -54,7 +51,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     """Measures what metrics.csv does not hold yet, then draws and sums up all of it.
 
     Returns:
-        The summary: the images, and the means of every regime, guide, method and modality.
+        The summary: the images, and the means of every regime, method and modality.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: an unknown name or option, or no data at all.
@@ -94,9 +91,8 @@ def measure(config: Config, sample: Sample, device: str, tracker: Tracker) -> No
     """Adds the rows of one image that are missing."""
     for scale in config.scales:
         problem = problem_of(config, sample, scale, device)
-        for name in config.guides:
-            guide = bench.corrupted(sample, name, config.degradation_seed, device)
-            bench.measure(problem, guide, methods(config), tracker, reconstruction=False, scale=scale)
+        guide = bench.clean(sample, device)
+        bench.measure(problem, guide, methods(config), tracker, reconstruction=False, scale=scale)
 
 
 def measure_predictions(config: Config, device: str, tracker: Tracker) -> None:
@@ -110,24 +106,21 @@ def measure_predictions(config: Config, device: str, tracker: Tracker) -> None:
         start = now(device)
         low = prediction.probabilities[None].to(device)
         judged = float(averages_truth(low).all())
-        sample = Sample(prediction.name, prediction.image)
-        for name in config.guides:
-            guide = bench.corrupted(sample, name, config.degradation_seed, device)
-            for method, how in methods(config).items():
-                labels: dict[str, Any] = {
-                    "image": prediction.name,
-                    "scene": prediction.name,
-                    "dataset": prediction.group,
-                    "guide": name,
-                    "scale": prediction.scale,
-                    "regime": "network",
-                    "signal": reports.PREDICTION,
-                    "method": method,
-                }
-                if tracker.find(**labels) is None:
-                    result = how.prepare(guide.image, (low.shape[-2], low.shape[-1]))(low, None)[0]
-                    values = predictions.score(prediction, result) | {"judged_average": judged}
-                    tracker.log(values, **labels)
+        for method, how in methods(config).items():
+            labels: dict[str, Any] = {
+                "image": prediction.name,
+                "scene": prediction.name,
+                "dataset": prediction.group,
+                "guide": bench.CLEAN,
+                "scale": prediction.scale,
+                "regime": "network",
+                "signal": reports.PREDICTION,
+                "method": method,
+            }
+            if tracker.find(**labels) is None:
+                image = prediction.image[None].to(device)
+                result = how.prepare(image, (low.shape[-2], low.shape[-1]))(low, None)[0]
+                tracker.log(predictions.score(prediction, result) | {"judged_average": judged}, **labels)
         tracker.say(f"{prediction.name}: {now(device) - start:.1f} s")
 
 

@@ -118,7 +118,7 @@ def report(tracker: Tracker) -> dict[str, Any]:
     for regime in effects.in_order(effect.regime for effect in measured):
         part = [effect for effect in measured if effect.regime == regime]
         means = effects.intervals(part)
-        caption = f"{effects.explanation(bench.YARDSTICK)} LR signal: {regime}; {effects.coverage(part)}."
+        caption = f"{effects.EXPLANATION} LR signal: {regime}; {effects.coverage(part)}."
         effects.mean_table(tracker, f"tune_{regime}", means, caption)
         result[regime] = {modality.name: column[METHOD].mean for modality, column in means.items()}
     return result

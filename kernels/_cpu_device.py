@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+ALIGNMENT = 64  # bytes; matrix products of PyTorch take several times as long on what starts elsewhere
 
 
 def refuses(signal: Tensor, guide: Tensor) -> str | None:
@@ -27,6 +31,14 @@ def refuses(signal: Tensor, guide: Tensor) -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "it needs the package numba"
     return None
+
+
+def empty(*shape: int) -> np.ndarray:
+    """float32, aligned. NumPy asks for huge pages, which are there much sooner than the pages that PyTorch gets."""
+    size = math.prod(shape)
+    buffer = np.empty(size + ALIGNMENT // 4, np.float32)
+    first = -buffer.ctypes.data % ALIGNMENT // 4
+    return buffer[first : first + size].reshape(shape)
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:

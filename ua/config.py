@@ -45,7 +45,7 @@ class FitConfig:
         image_lr: how the LR image that the fit renders is made: "bicubic" or "bilinear" (no antialias),
             "antialias" (bicubic with one) or "area".
         leave_one_out: steps by which `Fit.render` adapts the Gaussians to the signal at hand, so that every cell is
-            best predicted from the others around it (`ua.leave_one_out`, which starts from 1.5 times sigma_r, whatever
+            best predicted from the others around it (`ua.leave_one_out`, which starts from 2.5 times sigma_r, whatever
             the parameterisation, radius_rule and border); >= 0. For averages alone.
         first_order: whether renders correct the weights so that linear ramps are nearly reproduced (`ua.first_order`);
             results may then leave the range of the signal. A fit steps the plain weights all the same.
@@ -54,8 +54,11 @@ class FitConfig:
             depth), which is only followed loosely; "auto" tells by the signal (`ua.averages`).
         back_projections: how often what a render lacks against the LR signal is added, bicubic; >= 0. None for a
             prediction.
-        diffusions: steps of anisotropic diffusion along the guide that keeps averages, and follows predictions; >= 0.
+        diffusions: steps of anisotropic diffusion along the guide that keeps averages, no more than a cell has pixels
+            along an axis; >= 0. A prediction, which it only follows, takes twice as many.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
+        objective: what the fit minimises: a module of `ua.objectives` ("l1", which backends have fused loops for, "l2",
+            "charbonnier"), or the dotted name of your own.
         steps: Adam steps; 0 renders with the initial Gaussians.
         lr: learning rate of Adam on the raw maps; > 0, at most 1e9.
         lr_decay: factor on the learning rate after every step; in (0, 1].
@@ -82,6 +85,7 @@ class FitConfig:
     back_projections: int = 0
     diffusions: int = 0
     edge: float = 0.03
+    objective: str = "l1"
     steps: int = 50
     lr: float = 0.1
     lr_decay: float = 1.0
@@ -116,6 +120,7 @@ class FitConfig:
             )
         plugins.find("ua.prefilters", self.prefilter, needs="apply", kind="prefilter")
         plugins.find("ua.guides", self.guide, needs="transform", kind="guide")
+        plugins.find("ua.objectives", self.objective, needs="loss", kind="objective")
 
     def replace(self, **overrides: object) -> FitConfig:
         """A copy with some fields changed.
@@ -184,9 +189,9 @@ PRESETS: dict[str, FitConfig] = {
     # kernels on colours as seen that are adapted to the signal, and diffusion along the guide, which keeps the averages
     # where there are any to keep.
     "default": FitConfig(
-        sigma=0.75,
+        sigma=0.9,
         sigma_unit="cell",
-        sigma_r=0.1,
+        sigma_r=0.07,
         radius=3,
         border="drop",
         prefilter="auto",

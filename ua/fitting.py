@@ -41,7 +41,7 @@ class Fit:
 
     Attributes:
         gaussians: the four maps, each (B, h, w).
-        losses: (steps, B), the loss of every image before each step; (0, B) where nothing was to be fitted.
+        losses: (steps, B), `config.objective` of every image before each step; (0, B) where nothing was to be fitted.
         config: the settings that made it.
         image: what came, (B, G, H, W) float in [0, 1], before prefilter and colour space.
         backend: what `render` computes with.
@@ -108,7 +108,9 @@ class Fit:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in ("image", "losses", *Gaussians._fields)}
             fields, backend = json.loads(metadata["config"]), metadata["backend"]
-            for part in (fields["guide"], fields["parameterisation"], fields.get("prefilter", "none"), backend):
+            parts = [fields["guide"], fields["parameterisation"], backend]
+            parts += [fields.get("prefilter", "none"), fields.get("objective", "l1")]  # older files lack them
+            for part in parts:
                 # A dotted name is a module, and importing a module runs code: only the caller may do that.
                 if "." in part and part not in sys.modules:
                     raise ValueError(f"it needs the module {part!r}: import that first, if you trust it")
@@ -143,8 +145,8 @@ def fit(
 ) -> Fit:
     """Fit one bilateral Gaussian per cell of an LR grid so that the LR image renders to the image.
 
-    Minimises the mean absolute error of every image, in the space of `config.guide`, by Adam (arXiv 2511.16301).
-    Images of a batch do not influence each other.
+    Minimises `config.objective` of every image (the mean absolute error where nothing else is asked for), in the space
+    of `config.guide`, by Adam (arXiv 2511.16301). Images of a batch do not influence each other.
 
     Args:
         image: tensor (B, G, H, W) or (G, H, W), float in [0, 1] or uint8; NumPy (H, W, G); PIL.
@@ -155,7 +157,8 @@ def fit(
         overrides: fields of `ua.FitConfig`, e.g. `steps=50, lr=0.1`.
 
     Raises:
-        TypeError, ValueError: an argument of another type, shape, range or name; the message names it.
+        TypeError, ValueError: an argument of another type, shape, range or name, or an objective that gives no loss
+            which can be differentiated; the message names it.
     """
     config = resolve(preset, overrides)
     if callback is not None and not callable(callback):
@@ -192,8 +195,8 @@ def _optimise(
     if config.steps == 0 or not list(kernels.parameters()):
         return guide.new_empty(0, len(guide))
     guide_lr, source = to_grid(guide, grid, config.guide_lr), to_grid(guide, grid, config.image_lr)
-    # A backend may fit a parameterisation by itself; autograd and torch.optim.Adam serve all others.
-    fused = getattr(backend, f"fit_{config.parameterisation}", None)
+    # A backend may fit a parameterisation by itself, to the L1 loss; autograd and torch.optim.Adam serve all others.
+    fused = getattr(backend, f"fit_{config.parameterisation}", None) if config.objective == "l1" else None
     if fused is not None:
         return _fit_fused(kernels, source, guide, guide_lr, config, callback, fused)
     losses = []
@@ -211,16 +214,41 @@ def _autograd_steps(
     """Adam steps for any parameterisation; yields the losses before each, (B,)."""
     adam = torch.optim.Adam(kernels.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, config.lr_decay)
+    loss_of = _objective(config, backend)
     while True:
         radius = radius_map(kernels.gaussians(), guide, config)
-        loss = backend.reconstruction_l1(
-            source, guide, guide_lr, kernels.factors(), support=support(config), radius=radius
-        )
+        loss = loss_of(source, guide, guide_lr, kernels.factors(), support=support(config), radius=radius)
         adam.zero_grad(set_to_none=True)
         loss.sum().backward()
         adam.step()
         schedule.step()
         yield loss.detach()
+
+
+def _objective(config: FitConfig, backend: ModuleType) -> Callable[..., Tensor]:
+    """The loss (B,) of arguments like those of a backend's `reconstruction_l1`."""
+    if config.objective == "l1" and hasattr(backend, "reconstruction_l1"):  # one's own may have the render alone
+        found: Callable[..., Tensor] = backend.reconstruction_l1
+        return found
+    part = plugins.find("ua.objectives", config.objective)
+
+    def loss_of(source: Tensor, guide: Tensor, *gaussians: Any, **candidates: Any) -> Tensor:
+        loss = part.loss(backend.render(source, guide, *gaussians, **candidates), guide)
+        _check_loss(loss, len(guide), config.objective)
+        return loss
+
+    return loss_of
+
+
+def _check_loss(loss: Any, batch: int, name: str) -> None:
+    """Raises TypeError or ValueError unless Adam can step by what an objective returned."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"objective={name!r}: loss() must return a tensor (B,), got {type(loss).__name__}")
+    if tuple(loss.shape) != (batch,):
+        got = f"got shape {tuple(loss.shape)}"
+        raise ValueError(f"objective={name!r}: loss() must return one number an image, (B,) = ({batch},), {got}")
+    if not loss.requires_grad:
+        raise ValueError(f"objective={name!r}: loss() must be differentiable with respect to `rendered`, and is not")
 
 
 def _fit_fused(

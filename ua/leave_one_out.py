@@ -16,7 +16,7 @@ from ua.gaussians import Gaussians
 BETA_1, BETA_2 = 0.9, 0.999  # of Adam (Kingma & Ba 2015), as usual
 RATE, EPSILON = 0.1, 1e-3  # of Adam; a gradient that is rounding (a cell's is some .1) moves nothing
 PRIOR = 0.1  # weight of the mean squared change of the logarithms of the sigmas
-WIDER = 1.5  # than the start in colour: between cells, neighbours are further apart than pixels are from cells
+WIDER = 2.5  # than the start in colour: between cells, neighbours are further apart than pixels are from cells
 MOST_RADIUS = 3  # cells: memory grows with its square, and more brought nothing
 MOST_CHANNELS = 16  # a signal of more is projected at random: distances stay nearly as they are
 TURN = 0.01  # relative noise of sigma_x at the start: round Gaussians have no gradient of theta

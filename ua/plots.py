@@ -351,3 +351,178 @@ def _colours(count: int) -> Picture:
         for number in range(count - len(first))
     ]
     return np.array([*first, *more])[:count]
+
+
+LUMA = np.array([0.299, 0.587, 0.114])  # of RGB: how bright a colour looks
+
+
+@dataclass(frozen=True)
+class Band:
+    """Means with their intervals over x. `level`: a single mean, drawn across the plot without its interval.
+
+    `style` is that of the line; the band takes its colour. An interval whose ends are NaN has no band.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[Interval]
+    style: Mapping[str, Any] = field(default_factory=dict)
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class BandPlot:
+    """Bands over one x axis.
+
+    x_names: names of x = 0, 1, 2 ..., for an axis of categories, where means get bars and no line; none: the x axis is
+    that of `curves`, with labels at `ticks`.
+    """
+
+    bands: Sequence[Band]
+    title: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    ticks: Sequence[float] = ()
+    x_names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A table of numbers as colours.
+
+    values: (rows, columns), NaN where there is none; each is printed with `form`. better: "min" or "max" marks the best
+    (all that look equal to it) and makes it the bright end of the colours; "" does neither.
+    """
+
+    values: NDArray[np.float64]
+    x_names: Sequence[str]
+    y_names: Sequence[str]
+    title: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    form: str = ".3g"
+    better: str = ""
+
+
+def bands(
+    plots: Sequence[BandPlot],
+    *,
+    title: str = "",
+    columns: int = 3,
+    legend: bool = True,
+    width: float = 3.2,
+    height: float = 2.4,
+) -> Figure:
+    """Plots of `width` x `height` inches side by side, `columns` a row; one legend below for all of them."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(plots))
+    rows = -(-len(plots) // columns)
+    names = list(dict.fromkeys(band.name for plot in plots for band in plot.bands))
+    across = max(1, min(len(names), int(width * columns / (0.09 * max(map(len, names), default=1) + 0.7))))
+    below = 0.2 + 0.19 * -(-len(names) // across) if legend else 0.0
+    with _style():
+        size = (width * columns, height * rows + below + (0.25 if title else 0))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        handles: dict[str, Any] = {}
+        for axes in grid.flat[len(plots) :]:
+            axes.set_visible(False)
+        for axes, plot in zip(grid.flat, plots, strict=False):
+            _bands(axes, plot, handles)
+        figure.suptitle(title, fontsize=11)
+        if legend:
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across)
+    return figure
+
+
+def heat_maps(maps: Sequence[HeatMap], *, title: str = "", columns: int = 3) -> Figure:
+    """Heat maps side by side, `columns` a row, each with the value in every cell."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(maps))
+    rows = -(-len(maps) // columns)
+    width = max(0.55 * len(each.x_names) + 0.09 * max(map(len, each.y_names)) + 0.6 for each in maps)
+    height = max(0.36 * len(each.y_names) + 0.9 for each in maps)
+    with _style():
+        size = (max(3.2, width) * columns, height * rows + (0.25 if title else 0))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(maps) :]:
+            axes.set_visible(False)
+        for axes, each in zip(grid.flat, maps, strict=False):
+            _heat_map(axes, each)
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as one <svg> element to be put into a page: text stays text, no background, date or address in it."""
+    import io
+    import re
+
+    import matplotlib
+
+    file = io.StringIO()
+    nothing = {name: None for name in ("Creator", "Date", "Format", "Type")}
+    with _style(), matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+
+
+def _bands(axes: Axes, plot: BandPlot, handles: dict[str, Any]) -> None:
+    """Draws one plot; adds what its bands look like to `handles`, by name."""
+    dotted = {"linestyle": "none"} if plot.x_names else {}
+    lines = [
+        Curve(band.name, band.x, [y.mean for y in band.y], {**band.style, **({} if band.level else dotted)}, band.level)
+        for band in plot.bands
+    ]
+    _plot(axes, Plot(lines, plot.title, plot.x_label, plot.y_label, plot.ticks), handles)
+    alpha = min(0.16, 0.4 / max(1, len(lines)))  # where many bands overlap, none may hide the others
+    for band in plot.bands:
+        if band.level:
+            continue
+        low, high = [y.low for y in band.y], [y.high for y in band.y]
+        colour = band.style.get("color")
+        if plot.x_names:
+            axes.vlines(band.x, low, high, color=colour, linewidth=1.6)
+        else:
+            axes.fill_between(band.x, low, high, color=colour, alpha=alpha, linewidth=0)
+    if plot.x_names:
+        axes.set_xscale("linear")
+        slanted: Any = {"rotation": 30, "ha": "right"} if max(map(len, plot.x_names)) > 8 else {}
+        axes.set_xticks(range(len(plot.x_names)), plot.x_names, **slanted)
+        axes.set_xlim(-0.5, len(plot.x_names) - 0.5)
+
+
+def _heat_map(axes: Axes, each: HeatMap) -> None:
+    from matplotlib.patches import Rectangle
+
+    finite = each.values[np.isfinite(each.values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    bright, dim = (low, high) if each.better == "min" else (high, low)
+    sign = -1.0 if each.better == "min" else 1.0
+    colours = quantity(torch.from_numpy(sign * each.values), sign * dim, sign * bright)
+    best = format(bright, each.form) if each.better and high > low else None
+    for row, column in np.ndindex(each.values.shape):
+        value, colour = each.values[row, column], colours[row, column]
+        label = "" if np.isnan(value) else format(value, each.form)
+        axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, facecolor=tuple(colour), linewidth=0))
+        strong = label == best
+        if strong:
+            place = (column - 0.45, row - 0.43)
+            axes.add_patch(Rectangle(place, 0.9, 0.86, fill=False, edgecolor=VERMILION, linewidth=2.2))
+        style: Any = {"fontweight": "bold" if strong else "normal", "ha": "center", "va": "center"}
+        axes.text(column, row, label, color="#111111" if colour @ LUMA > 0.45 else "#FFFFFF", **style)
+    axes.set_xlim(-0.5, len(each.x_names) - 0.5)
+    axes.set_ylim(len(each.y_names) - 0.5, -0.5)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks(range(len(each.x_names)), each.x_names)
+    axes.set_yticks(range(len(each.y_names)), each.y_names)
+    axes.set_title(each.title)
+    axes.set_xlabel(each.x_label)
+    axes.set_ylabel(each.y_label)

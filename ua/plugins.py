@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from types import ModuleType
@@ -35,6 +36,28 @@ def find(package: str, name: str, needs: str = "", kind: str = "") -> ModuleType
     if needs and not hasattr(module, needs):
         raise ValueError(f"{kind}: module {name!r} has no {needs!r}, which every one of {package} has")
     return module
+
+
+def define(name: str, **contents: Any) -> str:
+    """Makes a part of what a notebook or a script has defined, without a file, and returns its name for `find`.
+
+    `define("mine.kernels", Kernels=Kernels)` and then `ua.fit(..., parameterisation="mine.kernels")`. Defining it again
+    replaces it. It lives as long as the process: to keep a part, write it to a file.
+
+    Args:
+        name: with a dot, and no module that can be imported.
+        contents: what the part holds, by name, like `Kernels`, `loss` or `upsample`.
+
+    Raises:
+        ValueError: a name without a dot, or that of a real module.
+    """
+    if "." not in name.strip("."):
+        raise ValueError(f"name must have a dot, like 'mine.{name}', got {name!r}")
+    if getattr(sys.modules.get(name), "__spec__", None) is not None:
+        raise ValueError(f"name must not be that of a module which is there already, got {name!r}")
+    sys.modules[name] = module = ModuleType(name, "Defined by ua.plugins.define.")
+    vars(module).update(contents)
+    return name
 
 
 def _import(package: str, kind: str, name: str) -> ModuleType:

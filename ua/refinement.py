@@ -17,21 +17,43 @@ MOMENTUM = 0.85
 # Standard deviation in pixels of the Gaussian under which the guide's edges are looked at: noise and the grain of
 # textures are no edges (Catte, Lions, Morel & Coll 1992).
 SMOOTHING = 1.0
-# How much of what a cell lacks is given back in a step. A prediction is followed loosely: chosen on the development
-# images of `experiment=transfer`.
+# How much of what a cell lacks is given back in a step. A prediction is followed loosely, and smoothed over more steps:
+# chosen on the development images of `experiment=transfer`.
 AVERAGE_SHARE = 1.0
-PREDICTION_SHARE = 0.02
+PREDICTION_SHARE = 0.1  # over the pixels along a cell: what a step reaches is a smaller part of larger cells
+PREDICTION_STEPS = 2  # for each that is asked for
+
+
+def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, float]:
+    """Steps of diffusion, and the share of what a cell lacks that each gives back.
+
+    What is an average within a cell of a few pixels is smoothed enough in as many steps, and too much in more.
+
+    Args:
+        diffusions: the steps that were asked for, >= 0.
+        scale: pixels along a cell, the mean of both axes.
+        average: whether the signal averages the truth; if not, it predicts it.
+    """
+    if average:
+        return min(diffusions, max(1, round(scale))), AVERAGE_SHARE
+    return PREDICTION_STEPS * diffusions, min(1.0, PREDICTION_SHARE / scale)
 
 
 def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
-    """Add what `out` (B, C, H, W) lacks against the LR signal (B, C, h, w) in every valid cell; NaN stays NaN."""
+    """Add what `out` (B, C, H, W) lacks against the LR signal (B, C, h, w) in every valid cell; NaN stays NaN.
+
+    The sum overwrites `out` unless it has a gradient: fresh memory takes longer than the sum.
+    """
     average, _ = degrade.area(out, inputs.grid_of(signal), valid=None if valid is None else ~out.isnan()[:, 0])
     lacking = signal.to(average.dtype) - average
     if valid is not None:
         lacking = lacking.masked_fill(~valid[:, None], 0)
     down, across = (bicubic_weights(*sizes).to(out) for sizes in zip(out.shape[-2:], signal.shape[-2:], strict=True))
     halfway = (down @ lacking.to(out.dtype)).flatten(0, 1)
-    return torch.baddbmm(out.flatten(0, 1), halfway, across.mT.expand(len(halfway), -1, -1)).view_as(out)
+    planes, columns = out.flatten(0, 1), across.mT.expand(len(halfway), -1, -1)
+    differentiable = torch.is_grad_enabled() and (planes.requires_grad or halfway.requires_grad)
+    add = torch.baddbmm if differentiable else Tensor.baddbmm_
+    return add(planes, halfway, columns).view_as(out)
 
 
 @lru_cache(maxsize=16)

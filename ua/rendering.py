@@ -17,7 +17,7 @@ from ua import backends, degrade, first_order, inputs, leave_one_out, plugins
 from ua.averages import averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
-from ua.refinement import AVERAGE_SHARE, PREDICTION_SHARE, back_project, diffuse
+from ua.refinement import back_project, diffuse, schedule
 
 
 def render(
@@ -170,10 +170,9 @@ def refine(
     for _ in range(config.back_projections if average else 0):
         out = back_project(out, signal, valid)
     if config.diffusions:
-        share = AVERAGE_SHARE if average else PREDICTION_SHARE
-        out = diffuse(
-            out, signal, guide, valid, steps=config.diffusions, edge=config.edge, share=share, backend=backend
-        )
+        (height, width), (rows, cols) = guide.shape[-2:], inputs.grid_of(signal)
+        steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
+        out = diffuse(out, signal, guide, valid, steps=steps, edge=config.edge, share=share, backend=backend)
     return out
 
 

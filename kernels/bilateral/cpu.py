@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._cpu_device import in_threads
+from kernels._cpu_device import empty, in_threads
 from kernels._cpu_device import refuses as refuses
 from kernels.geometry import Factors, Support, centres, disc_offsets, factor_gradients, owner_starts, reached_pixels
 
@@ -136,18 +136,18 @@ class _Render(torch.autograd.Function):
         *maps, support, radius, valid = rest
         ctx.support, ctx.dtype = support, signal.dtype
         ctx.save_for_backward(signal, guide, guide_lr, *maps, radius, valid)
-        out = guide.new_empty(len(guide), signal.shape[1], *guide.shape[-2:])
+        out = empty(len(guide), signal.shape[1], *guide.shape[-2:])
         problems = _problems(signal, guide, guide_lr, Factors(*maps), support, radius, valid)
         layout = _layout(*signal.shape[-2:], *guide.shape[-2:], support.radius)
 
         def work(image: int, band: _Band) -> None:
             loops, problem = _loops(), problems[image]
             mixed = np.empty((min(loops.CHANNELS, signal.shape[1]), loops.TILE), np.float32)
-            loops.render_tiles(problem, _work(problem), band.first_tile, band.last_tile, mixed, out[image].numpy())
+            loops.render_tiles(problem, _work(problem), band.first_tile, band.last_tile, mixed, out[image])
 
         for _ in _in_bands(work, len(guide), layout):
             pass
-        return out.to(signal.dtype)
+        return torch.from_numpy(out).to(signal.dtype)
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._cpu_device import in_threads
+from kernels._cpu_device import empty, in_threads
 from kernels._cpu_device import refuses as refuses
 from kernels.geometry import area_weights
 
@@ -44,7 +44,7 @@ class _Diffuse(torch.autograd.Function):
         problems = _problems(start, signal, *rest)
         ctx.problems, ctx.dtypes, ctx.grid = problems, (start.dtype, signal.dtype), signal.shape[-2:]
         first, wanted = _floats(start), _floats(signal)
-        out = np.empty_like(first)
+        out = empty(*first.shape)
 
         def work(image: int, some: slice) -> None:
             _loops().diffuse_planes(problems[image], first[image, some], wanted[image, some], out[image, some])

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from experiments import _ablation_report, _bench, ablation_guide, ablation_kernel, ablation_noise, ablation_resolution
 from ua import datasets
-from ua.run import CONFIGS, RUN_KEYS, register_presets, typed
+from ua._command_line import CONFIGS, RUN_KEYS, typed
+from ua.run import register_presets
 from ua.statistics import Comparison, Interval
 from ua.tracking import Tracker
 
@@ -96,7 +97,7 @@ def test_every_setting_of_the_kernel_has_its_rows(finished):
     folder, rows, _ = finished("ablation_kernel")
     known = config("ablation_kernel")
     settings = ablation_kernel.settings(known)
-    assert len(settings) >= 24 and settings["radius: 4"].radius == 4
+    assert len(settings) >= 26 and settings["radius: 4"].radius == 4 and settings["loss: l2"].objective == "l2"
     methods = {"bilinear", *known.baseline, *known.presets, *settings}
     for image, signals in TRANSFER.items():
         mine = find(rows, image=image)

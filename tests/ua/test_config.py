@@ -45,6 +45,8 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "init='structure_tensor' needs .* turn, and parameterisation='isotropic' cannot",
     ),
+    "objective-unknown": ({"objective": "l3"}, ValueError, "unknown objective 'l3'; did you mean 'l[12]'"),
+    "objective-none": ({"objective": None}, TypeError, "objective: a name is needed, got None"),
     "guide-unknown": ({"guide": "rgb"}, ValueError, "unknown guides? 'rgb'.*identity, lab"),
 }
 
@@ -137,6 +139,7 @@ def test_released_is_the_authors_code() -> None:
         "back_projections": 0,
         "diffusions": 0,
         "edge": 0.03,
+        "objective": "l1",
         "steps": 51,
         "lr": 0.1,
         "lr_decay": pytest.approx((1e-8) ** (1 / 5100), rel=1e-12),

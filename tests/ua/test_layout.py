@@ -118,6 +118,7 @@ def test_wandb_is_imported_by_the_tracker_alone() -> None:
         "ua.baselines",
         "ua.datasets",
         "ua.guides",
+        "ua.objectives",
         "ua.parameterisations",
         "ua.prefilters",
     ],

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ua import plots
+from ua.statistics import Interval
 
 
 def test_pca_axes_are_those_of_the_reference():
@@ -106,7 +107,6 @@ def test_pictures_are_written_pixel_by_pixel(tmp_path):
 
 
 def test_dots_show_every_name_once_and_a_missing_interval(tmp_path):
-    from ua.statistics import Interval
 
     first = plots.Dots("a", {"x": Interval(1.0, 0.5, 1.5), "y": Interval(2.0, float("nan"), float("nan"))}, 1.0, ("x",))
     second = plots.Dots("b", {"y": Interval(3.0, 2.0, 4.0)}, 0.0)
@@ -116,3 +116,61 @@ def test_dots_show_every_name_once_and_a_missing_interval(tmp_path):
     assert [line.get_ydata()[0] for line in figure.axes[1].lines[1:]] == [1, 1]
     plots.save(figure, tmp_path / "dots.png")
     assert (tmp_path / "dots.png").stat().st_size > 1000
+
+
+def make_bands():
+    intervals = [Interval(20.0, 19.0, 21.0), Interval(25.0, float("nan"), float("nan")), Interval(30.0, 28.0, 33.0)]
+    ours = plots.Band("ours", [0, 1, 10], intervals, {"color": plots.BLUE})
+    level = plots.Band("bilinear", [], [Interval(22.0, 21.0, 23.0)], {"color": plots.BLACK}, level=True)
+    curve = plots.BandPlot([ours, level], "PSNR", "steps", ticks=[0, 1, 10])
+    names = plots.BandPlot(
+        [plots.Band("ours", [0, 1, 2], intervals)], "PSNR", "init", x_names=["a", "b", "a long name"]
+    )
+    return plots.bands([curve, names], title="Title")
+
+
+def test_bands():
+    figure = make_bands()
+    curve, names = figure.axes
+    assert curve.get_xscale() == "symlog" and names.get_xscale() == "linear"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "bilinear"]
+    (band,) = curve.collections
+    assert band.get_datalim(curve.transData).y0 == 19 and band.get_datalim(curve.transData).y1 == 33
+    assert [label.get_text() for label in names.get_xticklabels()] == ["a", "b", "a long name"]
+    assert names.lines[0].get_linestyle() == "None" and len(names.collections[0].get_segments()) == 3
+    assert not plots.bands([plots.BandPlot([])], legend=False).legends
+
+
+@pytest.mark.parametrize(
+    ("better", "best", "bright"), [("max", "3.0", (1, 1)), ("min", "1.0", (0, 0)), ("", None, (1, 1))]
+)
+def test_heat_maps_print_values_and_mark_the_best(better, best, bright):
+    values = np.array([[1.0, 2.0], [np.nan, 3.0]])
+    (axes,) = plots.heat_maps(
+        [plots.HeatMap(values, ["x", "y"], ["p", "q"], "loss", "across", "down", ".1f", better)]
+    ).axes
+    texts = {text.get_position(): text for text in axes.texts}
+    assert {place: text.get_text() for place, text in texts.items()} == {
+        (0, 0): "1.0",
+        (1, 0): "2.0",
+        (0, 1): "",
+        (1, 1): "3.0",
+    }
+    assert [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"] == ([best] if best else [])
+    filled = [patch for patch in axes.patches if patch.get_fill()]
+    colours = {(round(patch.get_center()[1]), round(patch.get_center()[0])): patch.get_facecolor() for patch in filled}
+    np.testing.assert_allclose(colours[1, 0][:3], plots.MISSING)
+    np.testing.assert_allclose(colours[bright][:3], (0.993248, 0.906157, 0.143936), atol=1e-6)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["p", "q"] and axes.yaxis_inverted()
+
+
+def test_heat_maps_of_equal_or_no_values_mark_none():
+    for values in (np.full((1, 2), 0.5), np.full((1, 2), np.nan)):
+        (axes,) = plots.heat_maps([plots.HeatMap(values, ["x", "y"], ["p"], better="max")]).axes
+        assert all(patch.get_fill() for patch in axes.patches)
+
+
+def test_svg_is_one_element_that_names_no_place_and_no_time():
+    text = plots.svg(make_bands())
+    assert text == plots.svg(make_bands()) and text.startswith("<svg") and text.rstrip().endswith("</svg>")
+    assert "http" not in text and "<metadata" not in text and "20" in text and ">Title</text>" in text

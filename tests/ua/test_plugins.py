@@ -1,5 +1,6 @@
 """Parts by name."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ def test_parts_of_a_package_are_its_modules() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["ua.parameterisations", "ua.guides", "ua.prefilters", "ua.baselines", "kernels.bilateral"]
+    "package",
+    ["ua.parameterisations", "ua.objectives", "ua.guides", "ua.prefilters", "ua.baselines", "kernels.bilateral"],
 )
 def test_every_part_can_be_found(package: str) -> None:
     for name in plugins.names(package):
@@ -54,3 +56,17 @@ def test_the_nearest_name_is_suggested_where_there_is_one() -> None:
     assert "did you mean 'apple'" in plugins.unknown("fruit", "aple", ["pear", "apple"])
     assert "did you mean" not in plugins.unknown("fruit", "xyz", ["pear", "apple"])
     assert plugins.unknown("fruit", "xyz", ["pear", "apple"]) == "unknown fruit 'xyz' (accepted: pear, apple)"
+
+
+def test_a_part_that_a_notebook_defines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine.loss", None)  # so that it is gone after this test
+    monkeypatch.delitem(sys.modules, "mine.loss")
+    for factor in (1, 2):
+        assert plugins.define("mine.loss", loss=lambda a, b, f=factor: f * (a - b)) == "mine.loss"
+        assert plugins.find("ua.objectives", "mine.loss", needs="loss").loss(3, 1) == 2 * factor
+    with pytest.raises(ValueError, match="'mine.loss' has no 'upsample'"):
+        plugins.find("ua.baselines", "mine.loss", needs="upsample")
+    with pytest.raises(ValueError, match=r"must have a dot, like 'mine\.loss'"):
+        plugins.define("loss")
+    with pytest.raises(ValueError, match=r"a module which is there already, got 'ua\.plugins'"):
+        plugins.define("ua.plugins")

@@ -5,7 +5,7 @@ import torch
 
 import ua
 from ua import refinement
-from ua.averages import averages_truth, roughness
+from ua.averages import averages_truth, growth, nothing_share, roughness
 from ua.degrade import area, network_like, one_hot
 from ua.refinement import conductances, diffuse, smooth
 
@@ -87,6 +87,25 @@ def test_the_averages_of_an_average_are_kept(size):
     assert (kept - low).abs().max() < bound
     loose = ua.fit(image, (4, 6), **SETTINGS | {"diffusions": 12}, signal_is="prediction").render(low)
     assert (area(loose, (4, 6))[0] - low).abs().max() > 0.1
+
+
+def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_cells():
+    torch.manual_seed(0)
+    image, low = torch.rand(1, 3, 32, 64), torch.randn(1, 2, 4, 2)  # cells of 8 x 32 pixels, 16 in the mean
+    start = ua.upsample(image, low, **SETTINGS)
+    expected = diffuse(start, low, image, None, steps=10, edge=0.03, share=0.1 / 16, backend="torch")
+    options = {**SETTINGS, "diffusions": 5, "signal_is": "prediction", "backend": "torch"}
+    assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
+
+
+def test_an_average_is_not_smoothed_over_more_steps_than_a_cell_has_pixels():
+    assert refinement.schedule(10, 16, average=True) == (10, 1)
+    assert refinement.schedule(10, 4.2, average=True) == (4, 1)
+    assert refinement.schedule(10, 1, average=True) == (1, 1)
+    assert refinement.schedule(0, 4, average=True)[0] == refinement.schedule(0, 4, average=False)[0] == 0
+    image, low = torch.rand(1, 3, 16, 16), torch.randn(1, 2, 4, 4)  # cells of 4 x 4 pixels
+    few, many = (ua.upsample(image, low, **SETTINGS | {"diffusions": n}, signal_is="average") for n in (4, 12))
+    assert torch.equal(few, many)
 
 
 def test_a_prediction_gets_no_back_projection():
@@ -176,6 +195,49 @@ def test_averages_and_predictions_of_depth_are_told_apart():
     depth = (2 + 0.01 * x + torch.where((y - 60).square() + (x - 80).square() < 900, -1.0, 0.0))[None]
     assert averages_truth(area(depth, (16, 20))[0][None]).all()
     assert not averages_truth(network_like(depth, (16, 20), seed=0)[0][None]).any()
+
+
+def fractal(size, exponent):
+    """Heights whose amplitudes fall with that power of the frequency, (size, size); 2 is like terrain."""
+    y, x = torch.fft.fftfreq(size)[:, None], torch.fft.fftfreq(size)
+    frequency = (y.square() + x.square()).sqrt()
+    frequency[0, 0] = torch.inf
+    noise = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    return torch.fft.ifft2(torch.fft.fft2(noise) * frequency**-exponent).real
+
+
+@pytest.mark.parametrize("scale", [8, 16])
+@pytest.mark.parametrize("exponent", [2.0, 2.5])
+def test_averages_and_predictions_of_terrain_are_told_apart(exponent, scale):
+    heights = fractal(256, exponent)[None]
+    grid = (256 // scale, 256 // scale)
+    assert averages_truth(area(heights, grid)[0][None]).all()
+    assert not averages_truth(network_like(heights, grid, seed=0)[0][None]).any()
+
+
+@pytest.mark.parametrize("scene", ["membranes", "clutter"])
+def test_averages_and_predictions_of_labels_as_fine_as_the_cells_are_told_apart(scene):
+    """Few cells hold one class alone, in a small grid."""
+    fields = torch.stack([fractal(144, 2.0).roll((31 * i, 57 * i), (0, 1)) for i in range(6)])
+    labels = (fields[0].abs() < 0.2 * fields[0].std()).long() if scene == "membranes" else fields.argmax(0)
+    maps, _ = one_hot(labels, int(labels.max()) + 1)
+    average, _ = area(maps, (12, 12))
+    assert averages_truth(average[None]).all()
+    predicted, _ = network_like(maps, (12, 12), seed=0)
+    predicted = predicted.clamp(min=0)
+    assert not averages_truth((predicted / predicted.sum(0))[None]).any()
+    assert not averages_truth((4 * (average + 0.01).log()).softmax(0)[None]).any()  # as sharp as it comes, but no 0
+
+
+def test_growth_and_nothing_of_what_is_known():
+    everywhere = torch.ones(64, 64, dtype=torch.bool)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    assert growth((x.square() + y.square())[None], everywhere) == 4
+    noise = torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert growth(noise, everywhere.repeat(4, 4)) == pytest.approx(1, abs=0.03)
+    assert growth(noise[:, :4, :4], everywhere[:4, :4]) == 0  # no five in a row
+    assert nothing_share(torch.tensor([[0.0, 0.0, 0.5, 0.04], [1.0, 1.0, 0.5, 0.96]])) == pytest.approx(2 / 3)
+    assert nothing_share(torch.full((2, 4), 0.5)) == 0
 
 
 def test_features_and_what_cannot_be_judged_count_as_averages():
