@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 RELEASED = "released"
 COLOURS = (plots.GREY, plots.GREEN, plots.ORANGE, plots.VERMILION, plots.PURPLE, plots.SKY, plots.BLACK)
-MARKS = {YARDSTICK: "b", RELEASED: "r"}
 KEY = (
-    "PSNR in dB, SSIM, cosine, mIoU and boundary mIoU in points more than bilinear; errors of depth, features and "
-    "normals as ratios to bilinear (less is better). Means over scenes and scales [95 % bootstrap interval over "
-    f"scenes]. b+ and b- (r+ and r-): better and worse than bilinear (released), paired sign-flip p < {SIGNIFICANT}"
+    "PSNR in dB, SSIM, cosine, mIoU and boundary mIoU in points more than bilinear (colours: of the same LR image, the "
+    "one that the method fits, else bicubic); errors of depth, features and normals as ratios to bilinear (less is "
+    "better). Means over scenes and scales [95 % bootstrap interval over scenes]. b+ and b-: better and worse than "
+    "bilinear, r+ and r-: than {reference}, paired sign-flip p < {level}, not corrected for many tests; fewer than six "
+    "scenes can have no mark"
 )
 
 
@@ -31,6 +32,7 @@ def report(
     part: Sequence[Effect],
     what: str,
     *,
+    reference: str = RELEASED,
     describe: Callable[[str], Mapping[str, Any]] = lambda method: {"method": method},
     strong: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
@@ -41,6 +43,7 @@ def report(
         name: of the files.
         part: the effects against bilinear.
         what: for captions: what was measured, without a full stop.
+        reference: the method that all are compared with besides bilinear, where it is measured.
         describe: the first columns of a method's row.
         strong: methods that stand out in the figure; none: no figure.
 
@@ -49,7 +52,7 @@ def report(
     """
     means = effects.intervals(part)
     methods = effects.in_order(effect.method for effect in part)
-    references = [method for method in (YARDSTICK, RELEASED) if method in methods]
+    references = [method for method in (YARDSTICK, reference) if method in methods]
     pairs = [(method, other) for method in methods for other in references if method != other]
     tests = {pair: effects.compare(part, *pair) for pair in pairs}
     rows = []
@@ -64,7 +67,8 @@ def report(
         }
         rows.append({**describe(method), **cells})
     if rows:
-        tracker.table(name, rows, caption=f"{KEY}. {what}; {effects.coverage(part)}.")
+        key = KEY.format(reference=reference, level=SIGNIFICANT)
+        tracker.table(name, rows, caption=f"{key}. {what}; {effects.coverage(part)}.")
         effects.paired_table(tracker, f"{name}_paired", part, pairs, what)
         if strong:
             tracker.figure(name, effects.dots(means, what, strong))
@@ -107,7 +111,11 @@ def marked(cell: str | None, modality: Modality, comparisons: Mapping[str, Compa
     """The cell and what it is significantly better or worse than."""
     if cell is None:
         return None
-    marks = [MARKS[other] + sign(comparison, modality) for other, comparison in comparisons.items() if comparison]
+    marks = [
+        ("b" if other == YARDSTICK else "r") + sign(comparison, modality)
+        for other, comparison in comparisons.items()
+        if comparison
+    ]
     return " ".join([cell, *(mark for mark in marks if len(mark) > 1)])
 
 

@@ -2,14 +2,15 @@
 
 A row of metrics.csv is one signal of one image, brought to one LR grid in one way, upsampled by one method along one
 guide. Signals are "features", "depth", "labels" and "normals" (transfer), and "colour", the guide itself from its own
-LR image: what the method optimises (reconstruction).
+LR image: what the method optimises (reconstruction). The LR image is the one that the method fits (bicubic for methods
+that fit none); bilinear interpolation of the same one is logged beside it.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +30,9 @@ from ua.tracking import Tracker, now
 
 REGIMES = ("average", "network")  # exact area average | misplaced, blurred and noisy like a network's output
 COLOUR = "colour"
+IMAGE = "image"  # the regime of colours
 YARDSTICK = "bilinear"
+PREDICTION = "prediction"  # the signal of real predictions
 CLEAN = "clean"
 # Of rows and columns, one in so many is compared where there are 32 channels: a ninth of the time. It has no divisor in
 # common with the usual scales, so that every place within a cell counts alike.
@@ -92,21 +95,25 @@ class Scaled(Common):
 
 
 def check_names(key: str, names: Sequence[str], known: Iterable[str]) -> None:
-    """Raises ValueError where there is no name, or one that is none of `known`."""
+    """Raises ValueError where there is no name, one that is none of `known`, or one twice."""
     known = list(known)
     if not names:
         raise ValueError(f"{key} must name at least one of {', '.join(known)}, got none")
-    for name in names:
+    for number, name in enumerate(names):
         if name not in known:
             raise ValueError(plugins.unknown(key, name, known))
+        if name in names[:number]:
+            raise ValueError(f"{key} must name each once, got {name!r} twice")
 
 
-def check_different(what: str, *groups: Iterable[str]) -> None:
-    """Raises ValueError where a name comes twice; bilinear is taken."""
-    taken = {YARDSTICK}
-    for name in (name for group in groups for name in group):
-        if name in taken and name != YARDSTICK:
+def check_different(what: str, baseline: Iterable[str], *others: Iterable[str]) -> None:
+    """Raises ValueError where methods share a name (bilinear is one of the baselines), or a name is a number."""
+    taken = {YARDSTICK, *baseline}
+    for name in (name for group in others for name in group):
+        if name in taken:
             raise ValueError(f"{what} must have different names, got {name!r} twice")
+        if name.replace(".", "", 1).isdigit():
+            raise ValueError(f"{what} must have names that are no numbers, got {name!r}")
         taken.add(name)
 
 
@@ -175,7 +182,6 @@ class Problem:
         regimes: how the LR signals are made, some of `REGIMES`.
         seed: of jitter and noise.
         device: where it is measured.
-        only: names of truths; none: every one that the sample has.
     """
 
     sample: Sample
@@ -183,17 +189,15 @@ class Problem:
     regimes: Sequence[str]
     seed: int
     device: str
-    only: Sequence[str] = ()
 
     @cached_property
     def truths(self) -> list[Truth]:
-        found = truths(self.sample, self.device)
-        return [truth for truth in found if not self.only or truth.name in self.only]
+        return truths(self.sample, self.device)
 
     @property
     def names(self) -> list[tuple[str, str]]:
         """(regime, signal) of everything there is to upsample but the colours."""
-        return [(regime, truth.name) for regime in self.regimes for truth in self.truths]
+        return [(regime, name) for regime in self.regimes for name in names_of(self.sample)]
 
     @cached_property
     def signals(self) -> dict[tuple[str, str], Signal]:
@@ -239,7 +243,8 @@ def load(data: Mapping[str, Mapping[str, Any]], split: str | None, tracker: Trac
         data: modules of `ua.datasets` with the options of each.
 
     Raises:
-        FileNotFoundError: no data set is here. ValueError: none has a sample in the split.
+        FileNotFoundError: no data set is here, or not the one whose `root` is given. ValueError: none has a sample in
+            the split, two different samples share a name, or the tracker has rows of samples that are not here.
     """
     samples: list[Sample] = []
     absent = []
@@ -247,6 +252,8 @@ def load(data: Mapping[str, Mapping[str, Any]], split: str | None, tracker: Trac
         try:
             found = datasets.load(name, **options)
         except FileNotFoundError as error:
+            if options.get("root") is not None:
+                raise
             absent.append(f"data set {name!r} is left out: {error}")
             tracker.say(absent[-1])
             continue
@@ -254,15 +261,31 @@ def load(data: Mapping[str, Mapping[str, Any]], split: str | None, tracker: Trac
             if split is not None and sample.split != split:
                 continue
             twin = next((other.name for other in samples if torch.equal(other.image, sample.image)), None)
-            if twin is None:
-                samples.append(sample)
-            else:
+            if twin is not None:
                 tracker.say(f"{sample.name} is left out: it is the same image as {twin}")
+            elif any(other.name == sample.name for other in samples):
+                raise ValueError(f"data: two samples are called {sample.name!r}, the second one in {name!r}")
+            else:
+                samples.append(sample)
     if not samples and absent:
         raise FileNotFoundError("; ".join(absent))
     if not samples:
         raise ValueError(f"data: no sample of {', '.join(data) or 'no data set'} is in the split {split}")
+    scenes = {sample.scene or sample.name for sample in samples}
+    if gone := sorted({row["scene"] for row in tracker.rows if row["signal"] != PREDICTION} - scenes):
+        raise ValueError(
+            f"the rows in {str(tracker.folder)!r} are of samples that are not here now ({', '.join(gone)}); "
+            "bring the data back, or choose another folder"
+        )
     return samples
+
+
+def each(samples: Sequence[Sample], device: str, tracker: Tracker) -> Iterator[Sample]:
+    """The samples one by one; says what each took."""
+    for number, sample in enumerate(samples, start=1):
+        start = now(device)
+        yield sample
+        tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
 
 
 def grid_of(image: Tensor, scale: int) -> Grid:
@@ -270,20 +293,32 @@ def grid_of(image: Tensor, scale: int) -> Grid:
     return max(1, round(image.shape[-2] / scale)), max(1, round(image.shape[-1] / scale))
 
 
+def names_of(sample: Sample) -> list[str]:
+    """The signals whose truth the sample has, the features first; what is known nowhere is no truth."""
+    known = {
+        "features": True,
+        "depth": sample.depth_valid is not None and bool(sample.depth_valid.any()),
+        "labels": sample.labels is not None and bool((sample.labels >= 0).any()),
+        "normals": sample.normals_valid is not None and bool(sample.normals_valid.any()),
+    }
+    return [name for name, there in known.items() if there]
+
+
 def truths(sample: Sample, device: str) -> list[Truth]:
-    """Every signal whose truth the sample has, the features first."""
+    """Every signal of `names_of`."""
     bank = descriptor_bank(sample.image[None].to(device))[0]
     result = [Truth("features", bank, bank)]
-    if sample.depth is not None and sample.depth_valid is not None:
+    names = names_of(sample)
+    if "depth" in names and sample.depth is not None and sample.depth_valid is not None:
         depth = sample.depth.to(device)
         result.append(Truth("depth", depth, depth, sample.depth_valid.to(device), sample.depth_unit))
-    if sample.labels is not None:
+    if "labels" in names and sample.labels is not None:
         # A class that does not occur has no probability anywhere, and 150 maps take their time.
         present, numbers = sample.labels.unique(return_inverse=True)
         labels = (numbers - int((present < 0).sum())).to(device)
         maps, valid = one_hot(labels, int((present >= 0).sum()))
         result.append(Truth("labels", maps, labels[None], valid))
-    if sample.normals is not None and sample.normals_valid is not None:
+    if "normals" in names and sample.normals is not None and sample.normals_valid is not None:
         normals = sample.normals.to(device)
         result.append(Truth("normals", normals, normals, sample.normals_valid.to(device)))
     return result
@@ -381,6 +416,7 @@ def measure(
     tracker: Tracker,
     *,
     reconstruction: bool,
+    only: Sequence[str] | None = None,
     **labels: str | int,
 ) -> None:
     """Adds the rows that are missing; every fit serves all signals and regimes.
@@ -391,11 +427,13 @@ def measure(
         methods: by what, by name.
         tracker: where the rows go.
         reconstruction: whether the colours of the guide are reconstructed, too, beside all signals.
+        only: names of signals; None: every one that the sample has.
         labels: of the rows, besides those of `Place`.
     """
-    place = Place(problem, guide, tracker, reconstruction, labels)
+    place = Place(problem, guide, tracker, reconstruction, labels, only)
     for name, how in methods.items():
         if missing := place.missing(name):
+            guide.image  # noqa: B018  made before the clock starts
             start = now(problem.device)
             upsample = how.prepare(guide.image, problem.grid)
             place.add(upsample, missing, name, image_lr=how.image_lr, fit_seconds=now(problem.device) - start)
@@ -413,6 +451,7 @@ class Place:
     tracker: Tracker
     reconstruction: bool
     labels: Mapping[str, str | int]
+    only: Sequence[str] | None = None
 
     @property
     def about(self) -> dict[str, str | int]:
@@ -421,18 +460,19 @@ class Place:
             "image": sample.name,
             "scene": sample.scene or sample.name,
             "dataset": sample.group or sample.name,
-            "split": sample.split,
+            "split": sample.split or "unstated",
             "guide": self.guide.name,
             **self.labels,
         }
 
     def missing(self, method: str, step: int | None = None) -> list[tuple[str, str]]:
         """(regime, signal) of the rows that the tracker lacks."""
-        names = [*self.problem.names, *([("average", COLOUR)] if self.reconstruction else [])]
+        names = [*self.problem.names, *([(IMAGE, COLOUR)] if self.reconstruction else [])]
         return [
             (regime, name)
             for regime, name in names
-            if self.tracker.find(**self.about, regime=regime, signal=name, method=method, step=step) is None
+            if (self.only is None or name in (*self.only, COLOUR))
+            and self.tracker.find(**self.about, regime=regime, signal=name, method=method, step=step) is None
         ]
 
     def add(
@@ -454,11 +494,9 @@ class Place:
             start = now(problem.device)
             result = upsample(signal.low, signal.low_valid)[0]
             seconds = {"fit_seconds": fit_seconds, "render_seconds": now(problem.device) - start}
-            scores = score(signal, result)
+            scores = score_colour(signal, result, guide) if is_colour else score(signal, result)
             if not is_colour:
                 scores |= problem.judged[regime, name]
-            elif guide.clean is not None:
-                scores["psnr_clean"] = metrics.psnr(result[None], guide.clean)
             labels = {**self.about, "regime": regime, "signal": name, "method": method}
             self.tracker.log(scores | seconds | values, step=step, **labels)
 
@@ -467,15 +505,21 @@ def judgement(signal: Signal) -> dict[str, float]:
     return {"judged_average": float(averages_truth(signal.low, signal.low_valid).all())}
 
 
+def score_colour(signal: Signal, result: Tensor, guide: Guide) -> dict[str, float]:
+    """How well the guide is reconstructed, result: (G, H, W), and how well bilinear does it from the same LR image."""
+    plain = bilinear.upsample(guide.image, signal.low)[0]
+    values = {"loss": (result - signal.truth).abs().mean().item()}
+    for ending, picture in (("", result), (f"_{YARDSTICK}", plain)):
+        values[f"psnr{ending}"] = metrics.psnr(picture[None], signal.truth[None])
+        values[f"ssim{ending}"] = metrics.ssim(picture[None], signal.truth[None])
+        if guide.clean is not None:
+            values[f"psnr_clean{ending}"] = metrics.psnr(picture[None], guide.clean)
+    return values
+
+
 def score(signal: Signal, result: Tensor) -> dict[str, float]:
     """result: (C, H, W). A score that does not exist (no boundary in the image) is left out."""
     truth, valid = signal.truth, signal.valid
-    if signal.name == COLOUR:
-        return {
-            "loss": (result - truth).abs().mean().item(),
-            "psnr": metrics.psnr(result[None], truth[None]),
-            "ssim": metrics.ssim(result[None], truth[None]),
-        }
     if signal.name == "labels":
         classes = result.argmax(0)
         values = {

@@ -5,11 +5,12 @@ Views of one scene (a room, a video) are no independent images: they are average
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments._bench import YARDSTICK
+from experiments._bench import COLOUR, IMAGE, YARDSTICK
 from ua import plots
 from ua.statistics import Comparison, Interval, bootstrap_mean, paired
 from ua.tracking import Row, Tracker
@@ -65,29 +66,47 @@ class Effect:
     step: int | None = None
 
 
-def against(rows: Sequence[Row], yardstick: str = YARDSTICK, *, apart: bool = True) -> list[Effect]:
-    """Effects against the method `yardstick` at the same image, guide, scale and regime; see `effects`."""
-    return effects(rows, lambda row: row | {"method": yardstick, "step": None}, apart=apart)
-
-
-def effects(rows: Sequence[Row], yardstick: Callable[[Row], Row], *, apart: bool = True) -> list[Effect]:
-    """Every score of every row against that of the row which `yardstick` names; without one it is left out.
+def against(rows: Sequence[Row], *, apart: bool = True) -> list[Effect]:
+    """Effects against bilinear at the same image, guide, scale and regime; colours from the same LR image.
 
     `apart`: whether depth and normals of different families of data are different modalities.
     """
     found = {key(row): row for row in rows}
+
+    def reference(row: Row) -> Row:
+        if row["signal"] != COLOUR:
+            return found.get(key(row | {"method": YARDSTICK, "step": None}), {})
+        ending = f"_{YARDSTICK}"
+        return {name.removesuffix(ending): value for name, value in row.items() if name.endswith(ending)}
+
+    return effects(rows, reference, apart=apart)
+
+
+def against_guide(rows: Sequence[Row], guide: str, *, apart: bool = True) -> list[Effect]:
+    """Effects against the same method along another guide; see `against`."""
+    found = {key(row): row for row in rows}
+    return effects(rows, lambda row: found.get(key(row | {"guide": guide}), {}), apart=apart)
+
+
+def effects(rows: Sequence[Row], reference: Callable[[Row], Row], *, apart: bool) -> list[Effect]:
+    """Every score of every row against that of the reference; left out where there is none, or no finite effect."""
     result = []
     for row in rows:
-        reference = found.get(key(yardstick(row)), {})
+        other = reference(row)
         for signal, score, title, kind, families in MEASURES:
-            if row["signal"] != signal or score not in row or not usable(reference.get(score), kind):
+            if row["signal"] != signal or score not in row or not usable(other.get(score), kind):
                 continue
             name = f"{title} {row['dataset']}" if families and apart else title
-            modality = Modality(name, kind)
-            value = compared(row[score], reference[score], kind)
+            value = compared(row[score], other[score], kind)
             labels = (row["scene"], row["guide"], row["scale"], row["regime"], row["method"])
-            result.append(Effect(*labels, modality, value, row["step"]))
+            if math.isfinite(value):  # a perfect reconstruction has an infinite PSNR
+                result.append(Effect(*labels, Modality(name, kind), value, row["step"]))
     return result
+
+
+def of_regime(part: Sequence[Effect], regime: str) -> list[Effect]:
+    """Those of one way of making LR signals, and of the colours, which have their own."""
+    return [effect for effect in part if effect.regime in (regime, IMAGE)]
 
 
 def compared(value: float, reference: float, kind: str) -> float:

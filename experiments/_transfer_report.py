@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments._bench import YARDSTICK
+from experiments._bench import PREDICTION, YARDSTICK
 from experiments._effects import (
     BETTER,
     EXPLANATION,
@@ -23,7 +23,6 @@ from ua import tables
 from ua.tracking import Row, Tracker
 
 OURS = "default"
-PREDICTION = "prediction"  # the signal of real predictions
 
 
 def report(tracker: Tracker, scales: Sequence[int]) -> dict[str, Any]:

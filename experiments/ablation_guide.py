@@ -1,11 +1,14 @@
 """Along what should one upsample? Colour, grey, single bands, depth, colour and depth, other bands, the signal itself.
 
-The signals stay the same, the guide changes. A guide that the truth was made from is left out for that truth: depth is
-not upsampled along depth, and the motorcycle's labels are layers of its depth.
+The signals stay the same, the guide changes. Depth, and what was made from it, is not upsampled along depth: normals,
+the motorcycle's labels, and heights along a hillshade of them. The features are descriptors of the colour image, so
+they favour guides that have its colours. Times of "self" include the fit in `render_seconds`, since each signal has a
+guide of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +24,16 @@ from experiments._effects import Effect
 from ua import plots
 from ua.baselines import bilinear
 from ua.datasets import Sample
-from ua.tracking import Tracker, choose_device, now
+from ua.statistics import Interval
+from ua.tracking import Tracker, choose_device
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 RANGE = (0.01, 0.99)  # quantiles of a guide without a range of its own that become 0 and 1
 SELF = "self"
 SELF_CHANNELS = 3  # main axes of a signal that guides itself
-MADE_FROM_DEPTH = {("motorcycle", "labels"), ("middlebury_motorcycle", "labels")}
+MADE_FROM_DEPTH = ("depth", "normals")
+LAYERS_OF_DEPTH = ("motorcycle",)  # samples whose labels are
+SHADED_FROM_DEPTH = ("elevation",)  # samples whose image is
 COLOURS = ("PSNR", "SSIM")
 SEES_DEPTH = ("depth", "rgb_and_depth")
 
@@ -51,9 +57,14 @@ class Config(bench.Scaled):
         bench.check_different("presets and baselines", self.baseline, self.presets)
 
 
-def grey(image: Tensor) -> Tensor:
-    """(3, H, W) -> (1, H, W)."""
-    return torch.einsum("c,chw->hw", torch.tensor(LUMA).to(image), image)[None]
+def grey(sample: Sample) -> Tensor | None:
+    """(1, H, W); None where the bands of the image are no red, green and blue."""
+    return None if sample.bands is not None else torch.einsum("c,chw->hw", torch.tensor(LUMA), sample.image)[None]
+
+
+def channel(sample: Sample, number: int) -> Tensor | None:
+    """Red, green or blue (1, H, W); None as in `grey`."""
+    return None if sample.bands is not None else sample.image[number : number + 1]
 
 
 def depth_guide(sample: Sample) -> Tensor | None:
@@ -78,10 +89,10 @@ def rgb_and_depth(sample: Sample) -> Tensor | None:
 # name -> what a sample has of it, (G, H, W) in [0, 1], or None
 GUIDES: dict[str, Callable[[Sample], Tensor | None]] = {
     "rgb": lambda sample: sample.image,
-    "grey": lambda sample: grey(sample.image),
-    "red": lambda sample: sample.image[:1],
-    "green": lambda sample: sample.image[1:2],
-    "blue": lambda sample: sample.image[2:],
+    "grey": grey,
+    "red": lambda sample: channel(sample, 0),
+    "green": lambda sample: channel(sample, 1),
+    "blue": lambda sample: channel(sample, 2),
     "depth": depth_guide,
     "rgb_and_depth": rgb_and_depth,
     "all_bands": lambda sample: sample.bands,
@@ -103,46 +114,41 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     fits = {name: ua.preset(name) for name in config.presets}
     methods = bench.methods(config.baseline, fits, config.backend)
     bench.warm_up(fits.values(), config.backend, device)
-    for number, sample in enumerate(samples, start=1):
-        start = now(device)
+    for sample in bench.each(samples, device, tracker):
         for scale in config.scales:
+            grid = bench.grid_of(sample.image, scale)
+            problem = bench.Problem(sample, grid, config.regimes, config.degradation_seed, device)
             for name in config.guides:
-                measure(config, sample, scale, name, methods, device, tracker)
-        tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
+                measure(problem, scale, name, methods, tracker)
     for sample in samples:
-        if sample.name == config.picture:
+        if sample.name == config.picture and any(name in config.guides for name in GUIDES):
             tracker.figure(f"guides_{sample.name}", picture(config, sample))
     return {"images": [sample.name for sample in samples], **report(config, tracker)}
 
 
 def measure(
-    config: Config,
-    sample: Sample,
-    scale: int,
-    name: str,
-    methods: Mapping[str, bench.Method],
-    device: str,
-    tracker: Tracker,
+    problem: bench.Problem, scale: int, name: str, methods: Mapping[str, bench.Method], tracker: Tracker
 ) -> None:
     """Adds the missing rows of one guide, where the sample has it."""
+    sample = problem.sample
     pixels = sample.image if name == SELF else GUIDES[name](sample)
     if pixels is None:
         return
-    grid = bench.grid_of(sample.image, scale)
-    signals = fair(sample, name, device)
-    problem = bench.Problem(sample, grid, config.regimes, config.degradation_seed, device, signals)
-    guide = bench.Guide(name, lambda: pixels[None].to(device))
+    guide = bench.Guide(name, lambda: pixels[None].to(problem.device))
     if name == SELF:
         methods = {method: along_itself(how) for method, how in methods.items()}
-    bench.measure(problem, guide, methods, tracker, reconstruction=name != SELF, scale=scale)
+    only = fair(sample, name)
+    bench.measure(problem, guide, methods, tracker, reconstruction=name != SELF, only=only, scale=scale)
 
 
-def fair(sample: Sample, guide: str, device: str) -> list[str]:
-    """The signals whose truth was not made from the guide."""
-    names = [truth.name for truth in bench.truths(sample, device)]
-    if guide not in SEES_DEPTH:
-        return names
-    return [name for name in names if name not in ("depth", "normals") and (sample.name, name) not in MADE_FROM_DEPTH]
+def fair(sample: Sample, guide: str) -> list[str]:
+    """The signals whose truth the guide was not made from, nor it from the guide."""
+    names = bench.names_of(sample)
+    if guide != SELF and (guide in SEES_DEPTH or sample.name in SHADED_FROM_DEPTH):
+        names = [name for name in names if name not in MADE_FROM_DEPTH]
+    if guide in SEES_DEPTH and sample.name in LAYERS_OF_DEPTH:
+        names = [name for name in names if name != "labels"]
+    return names
 
 
 def along_itself(how: bench.Method) -> bench.Method:
@@ -172,7 +178,7 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
     found = effects.against(tracker.rows, apart=False)
     result: dict[str, Any] = {}
     for regime in config.regimes:
-        part = [effect for effect in found if effect.regime == regime]
+        part = effects.of_regime(found, regime)
         for guide in config.guides:
             result.setdefault(regime, {})[guide] = reports.report(
                 tracker,
@@ -185,19 +191,27 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
 
 
 def compare_guides(config: Config, part: Sequence[Effect], regime: str, tracker: Tracker) -> None:
-    """Every guide against the first of the list, for each preset, on the images that have both; transfer alone, since
+    """Every guide against the first of the list, for each preset, on the scenes that have both; transfer alone, since
     the colours of two guides are no measure of each other."""
     first = config.guides[0]
     for preset in config.presets:
         of_guides = [
-            Effect(effect.scene, "", effect.scale, regime, effect.guide, effect.modality, effect.value)
+            dataclasses.replace(effect, guide="", method=effect.guide)
             for effect in part
             if effect.method == preset and effect.modality.name not in COLOURS
         ]
-        pairs = [(guide, first) for guide in config.guides[1:]]
         what = f"Guides of {preset}; LR signal: {regime}"
+        pairs = [(guide, first) for guide in config.guides[1:]]
         effects.paired_table(tracker, f"guides_{regime}_{preset}_paired", of_guides, pairs, what)
-        tracker.figure(f"guides_{regime}_{preset}", effects.dots(effects.intervals(of_guides), what, [first]))
+        differences: dict[effects.Modality, dict[str, Interval]] = {}
+        for guide, _ in pairs:
+            for modality, comparison in effects.compare(of_guides, guide, first).items():
+                shown = f"{guide} ({comparison.count})"
+                differences.setdefault(modality, {})[shown] = comparison.difference
+        drawn = [plots.Dots(effects.title_of(modality), column, 0.0) for modality, column in differences.items()]
+        if drawn:
+            title = f"{what}; difference to {first} (scenes that have both)"
+            tracker.figure(f"guides_{regime}_{preset}", plots.dots(drawn, title=title))
 
 
 def picture(config: Config, sample: Sample) -> Any:

@@ -10,6 +10,7 @@ rules look at the loss alone, as they would in use.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 import ua
 from experiments import _bench as bench
 from experiments import _effects as effects
-from experiments._panels import signal_panels
+from experiments._panels import NOT_SHOWN, signal_panels
 from ua import metrics, plots, plugins
 from ua.datasets import Sample
 from ua.rendering import to_grid
@@ -39,8 +40,9 @@ COLUMNS = {
     ("features", "feature_cosine"): ("feature cosine", ".3f", "max"),
     ("labels", "miou"): ("mIoU", ".3f", "max"),
     ("labels", "boundary_miou"): ("boundary mIoU", ".3f", "max"),
+    ("normals", "normal_angle"): ("angle of normals / bilinear", ".3f", "min"),
 }
-RATIOS = ("depth_rmse", "feature_rmse")
+RATIOS = ("depth_rmse", "feature_rmse", "normal_angle")
 CURVES = ("PSNR (dB)", "depth RMSE / bilinear", "feature RMSE / bilinear", "mIoU")
 SECONDS = "seconds"  # of the fit and of rendering the features
 
@@ -88,15 +90,17 @@ class StopRule:
     tolerance: float
 
     def __post_init__(self) -> None:
-        if self.window < 1 or not self.tolerance >= 0:
-            raise ValueError(f"stopping: window must be >= 1 and tolerance >= 0, got {self.window}, {self.tolerance}")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window must be an integer >= 1, got {self.window!r}")
+        if not isinstance(self.tolerance, int | float) or not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be a number >= 0, got {self.tolerance!r}")
 
     def stops(self, losses: Sequence[float]) -> bool:
         """Whether it stops after a step, given the losses before that step and all earlier ones."""
         if len(losses) < 2 * self.window:
             return False
         last, earlier = sum(losses[-self.window :]), sum(losses[-2 * self.window : -self.window])
-        return last > (1 - self.tolerance) * earlier
+        return last >= (1 - self.tolerance) * earlier
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,10 @@ def rules(config: Config) -> dict[str, StopRule]:
         plugins.check_options(StopRule, fields, f"stopping rule {name!r}")
         if absent := [field.name for field in dataclasses.fields(StopRule) if field.name not in fields]:
             raise ValueError(f"stopping rule {name!r} needs {' and '.join(absent)}")
-        result[name] = StopRule(window=int(fields["window"]), tolerance=fields["tolerance"])
+        try:
+            result[name] = StopRule(**fields)
+        except ValueError as error:
+            raise ValueError(f"stopping rule {name!r}: {error}") from error
     return result
 
 
@@ -207,15 +214,13 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     samples = bench.load({config.data.name: config.data.options}, None, tracker)
     presets = {name: ua.preset(name) for name in config.presets}
     methods = bench.methods(config.baseline, presets, config.backend)
-    work = [(sample, scale) for sample in samples for scale in config.scales]
     bench.warm_up([config.fit, *presets.values()], config.backend, device)
-    for number, (sample, scale) in enumerate(work, start=1):
-        start = now(device)
-        place = place_of(config, sample, scale, device, tracker)
-        bench.measure(place.problem, place.guide, methods, tracker, reconstruction=True, scale=scale)
-        for name, curve in curves(config).items():
-            measure_curve(config, name, curve, place)
-        tracker.say(f"[{number}/{len(work)}] {sample.name} x{scale}: {now(device) - start:.1f} s")
+    for sample in bench.each(samples, device, tracker):
+        for scale in config.scales:
+            place = place_of(config, sample, scale, device, tracker)
+            bench.measure(place.problem, place.guide, methods, tracker, reconstruction=True, scale=scale)
+            for name, curve in curves(config).items():
+                measure_curve(config, name, curve, place)
     means = {scale: average(scores(tracker.rows, scale)) for scale in config.scales}
     for scale in config.scales:
         report(config, scale, means[scale], tracker)
@@ -326,7 +331,7 @@ def scores(rows: Sequence[Row], scale: int) -> list[Score]:
         for (signal, name), (title, _, _) in COLUMNS.items():
             if row["signal"] == signal and name in row:
                 divisor = yardstick[row["image"], signal][name] if name in RATIOS else 1.0
-                if divisor > 0:
+                if divisor > 0 and math.isfinite(row[name]):
                     numbers[title] = row[name] / divisor
         if row["signal"] == "features":
             numbers[SECONDS] = row["fit_seconds"] + row["render_seconds"]
@@ -339,12 +344,18 @@ Means = dict[tuple[str, int | None], dict[str, Interval]]
 
 def average(found: Sequence[Score]) -> Means:
     """(method, step) -> column -> mean over the scenes with its bootstrap interval, steps in order."""
-    values: dict[tuple[str, int | None], dict[str, list[float]]] = {}
+    values: dict[tuple[str, int | None], dict[str, dict[str, list[float]]]] = {}
     for score in found:
-        values.setdefault((score.method, score.step), {}).setdefault(score.name, []).append(score.value)
+        scenes = values.setdefault((score.method, score.step), {}).setdefault(score.name, {})
+        scenes.setdefault(score.scene, []).append(score.value)
     order = effects.in_order(method for method, _ in values)
     keys = sorted(values, key=lambda about: (order.index(about[0]), about[1] or 0))
-    return {key: {name: bootstrap_mean(numbers) for name, numbers in values[key].items()} for key in keys}
+    return {key: {name: over_scenes(scenes) for name, scenes in values[key].items()} for key in keys}
+
+
+def over_scenes(scenes: Mapping[str, Sequence[float]]) -> Interval:
+    """Views of one scene are averaged first."""
+    return bootstrap_mean([sum(numbers) / len(numbers) for numbers in scenes.values()])
 
 
 def report(config: Config, scale: int, means: Means, tracker: Tracker) -> None:
@@ -372,7 +383,7 @@ def report(config: Config, scale: int, means: Means, tracker: Tracker) -> None:
     tracker.table(
         f"intervals_x{scale}",
         [line_with_intervals(about) for about in means],
-        caption=f"The same with 95 % bootstrap intervals over the images, {over}.",
+        caption=f"The same with 95 % bootstrap intervals over the scenes, {over}.",
     )
     paired_table(config, scale, rows, over, tracker)
     stopping_table(config, scale, means, rows, over, tracker)
@@ -419,10 +430,10 @@ def settings_name(fit: ua.FitConfig) -> str:
 
 
 def coverage(rows: Sequence[Row]) -> str:
-    """How many images the means are over; not every image has every truth."""
-    counts = {name: len({row["image"] for row in rows if row["signal"] == name}) for name in ("depth", "labels")}
-    everything = len({row["image"] for row in rows})
-    return f"means over {everything} images (depth: {counts['depth']}, labels: {counts['labels']})"
+    """How many scenes the means are over; not every image has every truth."""
+    counts = {name: len({row["scene"] for row in rows if row["signal"] == name}) for name in ("depth", "labels")}
+    everything = len({row["scene"] for row in rows})
+    return f"means over {everything} scenes (depth: {counts['depth']}, labels: {counts['labels']})"
 
 
 def convergence(config: Config, means: Means, title: str) -> Any:
@@ -490,7 +501,7 @@ def picture(config: Config, sample: Sample, device: str, tracker: Tracker) -> An
     for name in config.presets:
         if name != settings_name(config.fit):
             methods[f"preset {name}"] = bench.of_fit(ua.preset(name), config.backend).prepare(image, grid)
-    signals = list(place.problem.signals.values())
+    signals = [signal for signal in place.problem.signals.values() if signal.name != NOT_SHOWN]
     rows = []
     for number, signal in enumerate(signals):
         results = {name: upsample(signal.low, signal.low_valid)[0] for name, upsample in methods.items()}

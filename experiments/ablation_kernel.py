@@ -13,7 +13,7 @@ import ua
 from experiments import _ablation_report as reports
 from experiments import _bench as bench
 from experiments import _effects as effects
-from ua.tracking import Tracker, choose_device, now
+from ua.tracking import Tracker, choose_device
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Config(bench.Scaled):
     """What the YAML of this experiment holds, besides `bench.Scaled`.
 
     Attributes:
-        base: the preset whose fields are exchanged.
+        base: the preset whose fields are exchanged; it is measured, too.
         factors: factor -> value -> the fields of `ua.FitConfig` that make it.
     """
 
@@ -30,7 +30,7 @@ class Config(bench.Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bench.check_different("factors, presets and baselines", self.baseline, self.presets, settings(self))
+        bench.check_different("factors, presets and baselines", self.baseline, fits(self))
 
 
 def settings(config: Config) -> dict[str, ua.FitConfig]:
@@ -47,6 +47,12 @@ def settings(config: Config) -> dict[str, ua.FitConfig]:
     }
 
 
+def fits(config: Config) -> dict[str, ua.FitConfig]:
+    """The presets, the base among them, and every setting."""
+    names = [*config.presets, *([] if config.base in config.presets else [config.base])]
+    return {name: ua.preset(name) for name in names} | settings(config)
+
+
 def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     """Measures what metrics.csv does not hold yet, then draws and sums up all of it.
 
@@ -58,17 +64,14 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     """
     device = choose_device(config.device)
     samples = bench.load(config.data, config.split, tracker)
-    fits = {name: ua.preset(name) for name in config.presets} | settings(config)
-    methods = bench.methods(config.baseline, fits, config.backend)
-    bench.warm_up(fits.values(), config.backend, device)
-    for number, sample in enumerate(samples, start=1):
-        start = now(device)
+    methods = bench.methods(config.baseline, fits(config), config.backend)
+    bench.warm_up(fits(config).values(), config.backend, device)
+    for sample in bench.each(samples, device, tracker):
         guide = bench.clean(sample, device)
         for scale in config.scales:
             grid = bench.grid_of(sample.image, scale)
             problem = bench.Problem(sample, grid, config.regimes, config.degradation_seed, device)
             bench.measure(problem, guide, methods, tracker, reconstruction=True, scale=scale)
-        tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
     return {"images": [sample.name for sample in samples], **report(config, tracker)}
 
 
@@ -77,14 +80,15 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
     found = effects.against(tracker.rows, apart=False)
     result = {}
     for regime in config.regimes:
-        part = [effect for effect in found if effect.regime == regime]
+        part = effects.of_regime(found, regime)
         result[regime] = reports.report(
             tracker,
             f"ablation_kernel_{regime}",
             part,
             f"One part of {config.base} exchanged; LR signal: {regime}",
+            reference=config.base,
             describe=describe,
-            strong=config.presets,
+            strong=[*config.presets, config.base],
         )
     return result
 

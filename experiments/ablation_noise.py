@@ -19,8 +19,9 @@ from experiments._effects import Effect
 from experiments._panels import signal_panels
 from ua import corrupt, plots
 from ua.datasets import Sample
-from ua.tracking import Tracker, choose_device, now
+from ua.tracking import Tracker, choose_device
 
+OF_THE_GUIDE = ("PSNR", "SSIM")  # compare with the guide itself, so not between guides
 SHOWN = ("depth", "features", "mIoU", "clean PSNR")  # in the figures of severity
 
 
@@ -31,9 +32,9 @@ class Config(bench.Scaled):
     Attributes:
         guides: names of `ua.corrupt.CORRUPTIONS`; "clean" is added, since it is what the others are compared with.
         variants: name -> {preset: of the library ("default" where it is not given), field of `ua.FitConfig`: value}.
-        severities: kind of corruption -> guide -> how strong, for the curves.
+        severities: kind of corruption -> guide -> how strong, for the curves; drawn of those that are measured.
         picture: name of the sample that is shown, at the first scale; one that is not among the data gives no picture.
-        pictured: which of `guides` it is shown with.
+        pictured: guides that it is shown with.
     """
 
     guides: list[str]
@@ -46,11 +47,11 @@ class Config(bench.Scaled):
         super().__post_init__()
         bench.check_names("guides", self.guides, corrupt.CORRUPTIONS)
         for kind, named in self.severities.items():
-            bench.check_names(f"severities.{kind}", list(named), [bench.CLEAN, *self.guides])
+            bench.check_names(f"severities.{kind}", list(named), corrupt.CORRUPTIONS)
             for guide, strength in named.items():
                 if not isinstance(strength, int | float):
                     raise TypeError(f"severities.{kind}.{guide} must be a number, got {strength!r}")
-        bench.check_names("pictured", self.pictured, [bench.CLEAN, *self.guides])
+        bench.check_names("pictured", self.pictured, corrupt.CORRUPTIONS)
         bench.check_different("variants, presets and baselines", self.baseline, self.presets, self.variants)
         settings(self)
 
@@ -82,14 +83,12 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     device = choose_device(config.device)
     samples = bench.load(config.data, config.split, tracker)
     bench.warm_up(settings(config).values(), config.backend, device)
-    for number, sample in enumerate(samples, start=1):
-        start = now(device)
+    for sample in bench.each(samples, device, tracker):
         for scale in config.scales:
             problem = problem_of(config, sample, scale, device)
             for name in guides(config):
                 guide = bench.corrupted(sample, name, config.degradation_seed, device)
                 bench.measure(problem, guide, methods(config), tracker, reconstruction=True, scale=scale)
-        tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
     for sample in samples:
         if sample.name == config.picture:
             tracker.figure(f"panels_{sample.name}", picture(config, sample, device))
@@ -107,7 +106,7 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
     against_bilinear = effects.against(tracker.rows, apart=False)
     result: dict[str, Any] = {}
     for regime in config.regimes:
-        part = [effect for effect in against_bilinear if effect.regime == regime]
+        part = effects.of_regime(against_bilinear, regime)
         for guide in guides(config):
             result.setdefault(regime, {})[guide] = reports.report(
                 tracker,
@@ -119,14 +118,21 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
             strengths = {
                 strength: [effect for effect in part if effect.guide == guide]
                 for guide, strength in sorted(named.items(), key=lambda pair: float(pair[1]))
+                if guide in guides(config)
             }
+            if len(strengths) < 2:
+                continue
             title = f"Against bilinear; LR signal: {regime}"
             tracker.figure(f"{kind}_{regime}", reports.lines(strengths, SHOWN, kind.replace("_", " "), title))
     held_out = [row for row in tracker.rows if row["split"] == "test"]
     for name, rows, apart in (("cost", tracker.rows, False), ("cost_held_out", held_out, True)):
-        against_clean = effects.effects(rows, lambda row: row | {"guide": bench.CLEAN}, apart=apart)
+        against_clean = [
+            effect
+            for effect in effects.against_guide(rows, bench.CLEAN, apart=apart)
+            if effect.modality.name not in OF_THE_GUIDE
+        ]
         for regime in config.regimes:
-            part = [effect for effect in against_clean if effect.regime == regime]
+            part = effects.of_regime(against_clean, regime)
             result[regime][name] = cost_table(config, part, f"{name}_{regime}", tracker)
     return result
 
@@ -161,8 +167,8 @@ def cost_table(config: Config, part: Sequence[Effect], name: str, tracker: Track
     if rows:
         caption = (
             "What a spoiled guide costs: errors as ratios to the same method with the clean guide, the rest as "
-            "differences; means over scenes [95 % bootstrap interval]; + and -: significantly better and worse, "
-            f"paired sign-flip p < {effects.SIGNIFICANT}. {effects.coverage(part)}."
+            "differences; means over scenes and scales [95 % bootstrap interval]; + and -: significantly better and "
+            f"worse, paired sign-flip p < {effects.SIGNIFICANT}. {effects.coverage(part)}."
         )
         tracker.table(name, rows, caption=caption)
     return result

@@ -22,10 +22,10 @@ from experiments import _bench as bench
 from experiments import _effects as effects
 from experiments._effects import Effect
 from experiments._panels import signal_panels
-from ua import plots
+from ua import metrics, plots
 from ua.datasets import Sample
 from ua.degrade import area
-from ua.tracking import Row, Tracker, choose_device, now
+from ua.tracking import Row, Tracker, choose_device
 
 SHOWN = ("PSNR", "depth", "features", "mIoU")  # in the figures
 
@@ -53,6 +53,8 @@ class Config(bench.Common):
         for key in ("cells", "outputs"):
             if not getattr(self, key) or min(getattr(self, key)) < 1:
                 raise ValueError(f"{key} must be numbers >= 1, at least one, got {getattr(self, key)}")
+        if min(self.output, *self.outputs) < metrics.SSIM_WINDOW:
+            raise ValueError(f"output and outputs must be at least {metrics.SSIM_WINDOW}, the window of SSIM")
         if self.output < max(self.cells):
             raise ValueError(f"output must be at least the most cells, {max(self.cells)}, got {self.output}")
         if not 1 <= self.output_cells <= min(self.outputs):
@@ -74,14 +76,14 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     fits = {name: ua.preset(name) for name in config.presets}
     methods = bench.methods(config.baseline, fits, config.backend)
     bench.warm_up(fits.values(), config.backend, device)
-    for number, sample in enumerate(samples, start=1):
-        start = now(device)
+    for sample in bench.each(samples, device, tracker):
         for output, cells in sizes(config):
             problem = problem_of(config, sample, output, cells, device)
             guide = bench.clean(problem.sample, device)
-            labels = {"output": output, "cells": cells, "scale": max(1, round(output / cells))}
-            bench.measure(problem, guide, methods, tracker, reconstruction=True, **labels)
-        tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
+            scale = max(1, round(output / cells))
+            bench.measure(
+                problem, guide, methods, tracker, reconstruction=True, output=output, cells=cells, scale=scale
+            )
     for sample in samples:
         if sample.name == config.picture:
             tracker.figure(f"panels_{sample.name}", picture(config, sample, methods, device))
@@ -117,7 +119,7 @@ def resized(sample: Sample, side: int) -> Sample:
     image = square(sample.image)
     assert image is not None
     if side < full:
-        image = area(image, (side, side))[0]
+        image = area(image, (side, side))[0].clamp(0, 1)  # roundoff
     elif side > full:
         image = functional.interpolate(image[None], (side, side), mode="bicubic", align_corners=False)[0].clamp(0, 1)
     return dataclasses.replace(
@@ -157,9 +159,8 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
 
 def part_of(rows: Sequence[Row], regime: str, output: int, cells: int) -> list[Effect]:
     """The effects of one regime and size."""
-    labels = (regime, output, cells)
-    found = [row for row in rows if (row["regime"], row["output"], row["cells"]) == labels]
-    return effects.against(found, apart=False)
+    found = [row for row in rows if (row["output"], row["cells"]) == (output, cells)]
+    return effects.of_regime(effects.against(found, apart=False), regime)
 
 
 def picture(config: Config, sample: Sample, methods: Mapping[str, bench.Method], device: str) -> Any:

@@ -59,10 +59,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     device = choose_device(config.device)
     samples = bench.load(config.data, config.split, tracker)
     bench.warm_up(settings(config).values(), config.backend, device)
-    for number, sample in enumerate(samples, start=1):
-        start = now(device)
+    for sample in bench.each(samples, device, tracker):
         measure(config, sample, device, tracker)
-        tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
     if config.predictions and "network" in config.regimes and "shared" in config.data:
         measure_predictions(config, device, tracker)
     summary = reports.report(tracker, config.scales)

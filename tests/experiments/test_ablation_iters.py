@@ -87,6 +87,7 @@ def test_the_curve_of_released_passes_through_the_preset():
         ([4, 4, 2, 2], False),
         ([4, 4, 3.9, 3.9], True),  # 2.5 % lower, and 5 % are asked for
         ([4, 4, 5, 5], True),
+        ([4, 4, 3.8, 3.8], True),  # just as much as is asked for is not more
         ([9, 4, 4, 2, 2], False),
     ],
 )
@@ -180,8 +181,10 @@ def test_a_parameterisation_without_parameters():
         ({"presets": ["relesed"]}, "did you mean 'released'"),
         ({"curves": {"slow": {"lrr": 0.1}}}, "did you mean 'lr'"),
         ({"curves": {"fit": {}}}, "'fit' twice"),
-        ({"stopping": {"mine": {"window": 0, "tolerance": 0.1}}}, "window must be >= 1"),
+        ({"stopping": {"mine": {"window": 0, "tolerance": 0.1}}}, "window must be an integer >= 1, got 0"),
         ({"stopping": {"mine": {"window": 3}}}, "'mine' needs tolerance"),
+        ({"stopping": {"mine": {"window": 2.7, "tolerance": 0.1}}}, "'mine': window must be an integer >= 1, got 2.7"),
+        ({"stopping": {"mine": {"window": 2, "tolerance": "x"}}}, "'mine': tolerance must be a number >= 0, got 'x'"),
     ],
 )
 def test_bad_values(changes, words):

@@ -74,6 +74,7 @@ def test_it_reports_reconstruction_and_transfer(finished, name):
     folder, rows, summary = finished(name)
     json.dumps(summary)
     assert {"colour", "features", "depth", "labels"} == {row["signal"] for row in rows}
+    assert {row["regime"] for row in rows} >= {_bench.IMAGE}
     for row in find(rows, signal="colour"):
         assert 0 <= row["loss"] < 0.5 and -1 <= row["ssim"] <= 1
     assert all(0 < row["feature_rmse"] < 3 for row in find(rows, signal="features"))
@@ -193,6 +194,10 @@ def test_marks_of_significance(difference, p, kind, mark):
     [
         ("ablation_kernel", "+factors.radius.x={radiuss: 2}", "did you mean 'radius'"),
         ("ablation_kernel", "base=relesed", "did you mean 'released'"),
+        ("ablation_kernel", "regimes=[average,average]", "regimes must name each once, got 'average' twice"),
+        ("ablation_noise", "+variants.bilinear={preset: released}", "'bilinear' twice"),
+        ("ablation_noise", "+variants.7={preset: released}", "names that are no numbers, got '7'"),
+        ("ablation_resolution", "outputs=[8]", "must be at least 11, the window of SSIM"),
         ("ablation_noise", "guides=[jpg]", "did you mean 'jpeg'"),
         ("ablation_noise", "+severities.noise={gaussian_40: x}", "gaussian_40 must be a number, got 'x'"),
         ("ablation_noise", "pictured=[gaussian_4]", "did you mean 'gaussian_40'"),

@@ -205,7 +205,7 @@ def row(image, method, value, scale=8, **labels):
 def test_ratios_are_means_over_scales_then_over_scenes(tmp_path):
     rows = [row("a", "bilinear", 2.0), row("b", "bilinear", 4.0), row("a", "bilinear", 5.0, scale=16)]
     rows += [row("a", "default", 1.0), row("b", "default", 4.0), row("a", "default", 5.0, scale=16)]
-    effects = _effects.effects(rows, lambda found: found | {"method": "bilinear"})
+    effects = _effects.against(rows)
     (modality,) = _effects.modalities(effects)
     assert modality == _effects.Modality("depth nyu", "ratio")
     measured = _effects.by_scene(effects)
@@ -219,13 +219,13 @@ def test_two_views_of_a_room_are_one_scene():
         for name in "abc"
         for method, value in (("bilinear", 2.0), ("default", 1.0))
     ]
-    measured = _effects.by_scene(_effects.effects(rows, lambda found: found | {"method": "bilinear"}))
+    measured = _effects.by_scene(_effects.against(rows))
     assert [list(scenes) for scenes in measured.values()] == [["room", "c"], ["room", "c"]]
 
 
 def test_a_yardstick_of_zero_compares_with_nothing():
     rows = [row("a", "bilinear", 0.0), row("a", "default", 1.0)]
-    assert _effects.effects(rows, lambda found: found | {"method": "bilinear"}) == []
+    assert _effects.against(rows) == []
 
 
 def test_an_interval_as_text():

@@ -22,8 +22,8 @@ def load(
 ) -> list[Sample]:
     """The one sample: `bands` are all four, `image` the first three of them (their order is not stated).
 
-    Its `depth` is the height of the vegetation and one metre more, since a depth is positive; errors are those of the
-    height.
+    Its `depth` is the height of the vegetation and one metre more, since a depth is positive; differences (RMSE) are
+    those of the height, ratios (delta1) are not.
 
     Args:
         root: the folder of the files; None reads the environment variable UA_DATA.

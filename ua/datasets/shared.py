@@ -195,7 +195,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     given = os.environ.get("UA_DATA") if root is None else root
     if not given:
         raise FileNotFoundError(
-            "the data set 'shared' needs its folder: set the environment variable UA_DATA or pass root="
+            "the shared samples need their folder: set the environment variable UA_DATA or pass root="
         )
     if not Path(given).is_dir():
         raise FileNotFoundError(f"UA_DATA (or root=) must be the folder of the shared samples, no folder at {given}")
