@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments import _effects as effects
 from experiments._bench import YARDSTICK
@@ -11,9 +11,6 @@ from experiments._effects import BETTER, FORMATS, SIGNIFICANT, Effect, Modality
 from ua import plots
 from ua.statistics import Comparison, Interval
 from ua.tracking import Tracker
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RELEASED = "released"
 COLOURS = (plots.GREY, plots.GREEN, plots.ORANGE, plots.VERMILION, plots.PURPLE, plots.SKY, plots.BLACK)
@@ -79,9 +76,18 @@ def report(
 
 
 def lines(
-    parts: Mapping[float, Sequence[Effect]], shown: Sequence[str], x_label: str, title: str, strong: str = "default"
-) -> Figure:
-    """Means of every method against a number, a plot for each modality of `shown`; a bootstrap band around `strong`."""
+    tracker: Tracker,
+    name: str,
+    parts: Mapping[float, Sequence[Effect]],
+    shown: Sequence[str],
+    x_label: str,
+    title: str,
+    strong: str = "default",
+) -> None:
+    """Writes figures/`name`: means of every method against a number, a plot a modality of `shown`.
+
+    The band around `strong` is its bootstrap interval.
+    """
     means: dict[Modality, dict[str, dict[float, Interval]]] = {}  # modality -> method -> number -> interval
     for number, part in parts.items():
         for modality, column in effects.intervals(part).items():
@@ -104,7 +110,8 @@ def lines(
         for modality in sorted(means, key=lambda modality: [*shown, modality.name].index(modality.name))
         if modality.name in shown
     ]
-    return plots.curves([drawn], title=title)
+    if drawn:
+        tracker.figure(name, plots.curves([drawn], title=title))
 
 
 def marked(cell: str | None, modality: Modality, comparisons: Mapping[str, Comparison | None]) -> str | None:

@@ -123,7 +123,7 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
             if len(strengths) < 2:
                 continue
             title = f"Against bilinear; LR signal: {regime}"
-            tracker.figure(f"{kind}_{regime}", reports.lines(strengths, SHOWN, kind.replace("_", " "), title))
+            reports.lines(tracker, f"{kind}_{regime}", strengths, SHOWN, kind.replace("_", " "), title)
     held_out = [row for row in tracker.rows if row["split"] == "test"]
     for name, rows, apart in (("cost", tracker.rows, False), ("cost_held_out", held_out, True)):
         against_clean = [

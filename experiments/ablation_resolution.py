@@ -150,10 +150,10 @@ def report(config: Config, tracker: Tracker) -> dict[str, Any]:
             )
         grids = {float(cells): parts[config.output, cells] for cells in sorted(config.cells)}
         title = f"Against bilinear, {config.output} x {config.output} pixels; LR signal: {regime}"
-        tracker.figure(f"cells_{regime}", reports.lines(grids, SHOWN, "cells a side", title))
+        reports.lines(tracker, f"cells_{regime}", grids, SHOWN, "cells a side", title)
         outputs = {float(output): parts[output, config.output_cells] for output in sorted(config.outputs)}
         title = f"Against bilinear, {config.output_cells} x {config.output_cells} cells; LR signal: {regime}"
-        tracker.figure(f"output_{regime}", reports.lines(outputs, SHOWN, "pixels a side", title))
+        reports.lines(tracker, f"output_{regime}", outputs, SHOWN, "pixels a side", title)
     return result
 
 

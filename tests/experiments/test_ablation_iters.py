@@ -1,5 +1,6 @@
 """The whole experiment on a small image: rows, sums, pictures, and going on after an interruption."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -213,3 +214,11 @@ def test_an_image_that_was_not_loaded_gives_no_picture(tmp_path):
     data = DataConfig("embedded", {"names": ["chelsea"], "size": [32, 32]})
     ablation_iters.run(config(data=data, steps=[0], scales=[16], presets=[], baseline={}), Tracker(tmp_path, {}))
     assert [path.name for path in Path(tmp_path, "figures").iterdir()] == ["convergence_x16.png"]
+
+
+def test_a_picture_of_a_sample_with_normals(tmp_path):
+    data = DataConfig("embedded", {"names": ["elevation"], "size": [32, 32]})
+    small = config(data=data, steps=[0], scales=[8], presets=[], baseline={}, curves={}, stopping={})
+    ablation_iters.run(dataclasses.replace(small, picture=PictureConfig("elevation", 8, 0)), Tracker(tmp_path, {}))
+    assert (tmp_path / "figures" / "panels_elevation_x8.png").is_file()
+    assert "angle of normals / bilinear" in (tmp_path / "tables" / "ablation_iters_x8.md").read_text()

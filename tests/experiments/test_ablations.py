@@ -210,3 +210,34 @@ def test_marks_of_significance(difference, p, kind, mark):
 def test_bad_values(name, override, words):
     with pytest.raises((TypeError, ValueError), match=words):
         config(name, override)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("ablation_guide", ["guides=[self]"]),
+        ("ablation_guide", ["guides=[all_bands]"]),
+        ("ablation_kernel", ["scales=[1]", "presets=[paper]", "base=default", "~factors.form", "~factors.start"]),
+        ("ablation_noise", ["guides=[jpeg]", "pictured=[clean]", "presets=[]", "baseline=nearest"]),
+        ("ablation_resolution", ["cells=[1]", "outputs=[16]", "output_cells=16", "presets=[default]"]),
+    ],
+)
+def test_odd_settings_are_measured_and_drawn(name, overrides, tmp_path):
+    small = config(name, "data.embedded.size=[16,32]", *overrides)
+    small.data["embedded"]["names"] = ["coffee"]
+    assert MODULES[name].run(small, Tracker(tmp_path, {}))["images"] == ["coffee"]
+
+
+def test_the_base_is_measured_and_what_all_are_compared_with(tmp_path):
+    few = config("ablation_kernel", "base=default", "presets=[paper]", "baseline=nearest")
+    object.__setattr__(few, "factors", {"radius": {"one": {"radius": 1}}})
+    tracker = Tracker(tmp_path, {})
+    ablation_kernel.run(few, tracker)
+    assert {row["method"] for row in tracker.rows} == {"bilinear", "nearest", "paper", "default", "radius: one"}
+    text = (tmp_path / "tables" / "ablation_kernel_network_paired.md").read_text()
+    assert "| radius: one | default " in text and "| radius: one | bilinear" in text
+
+
+def test_a_shrunk_image_stays_in_its_range():
+    sample = datasets.Sample("x", torch.ones(3, 48, 48))
+    assert ablation_resolution.resized(sample, 23).image.max() <= 1
