@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+# Workers side by side (pytest -n) share the cores; read when PyTorch and Numba are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
 import pytest
 import torch
 
