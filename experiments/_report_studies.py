@@ -210,33 +210,45 @@ def check(runs: Sequence[Run], choice: Choice) -> None:
                 raise ValueError(plugins.unknown(f"value in where.{name}", value, texts))
 
 
-def one_study(experiment: str, runs: list[Run], choice: Choice) -> Study | None:
-    """The study of runs of one experiment, None where nothing is left that was measured."""
+@dataclass(frozen=True)
+class Selection:
+    """The rows of one experiment that count, errors as ratios, and the measures to read; better: as in `Choice`."""
+
+    pairs: list[Pair]
+    measures: list[str]
+    better: Mapping[str, str]
+
+
+def selection(runs: Sequence[Run], choice: Choice) -> Selection:
     pairs = [(run, row) for run in runs for row in run.rows if selected(run, row, choice.where)]
     columns = once(name for run in runs for name in run.measures)
     pairs, called = with_ratios(pairs, [name for name in columns if name.endswith(OWN_UNITS)])
-    chosen = [called.get(name, name) for name in choice.measures]
-    better = {called.get(name, name): which for name, which in choice.better.items()}
     columns = [called.get(name, name) for name in columns]
-    measures = [name for name in columns if name in (chosen or varying_measures(columns, pairs))]
+    chosen = [called.get(name, name) for name in choice.measures] or varying_measures(columns, pairs)
+    better = {called.get(name, name): which for name, which in choice.better.items()}
+    return Selection(pairs, [name for name in columns if name in chosen], better)
 
-    kept = [run for run in runs if any(other is run for other, _ in pairs)]
+
+def one_study(experiment: str, runs: list[Run], choice: Choice) -> Study | None:
+    """The study of runs of one experiment, None where nothing is left that was measured."""
+    there = selection(runs, choice)
+    rows = [row for _, row in there.pairs]
+    kept = [run for run in runs if any(other is run for other, _ in there.pairs)]
     table = swept(kept, choice.pool)
-    setting = {run.name: tuple(text(there[run.name]) for there in table.values()) for run in kept}
-    values = {key: ordered(there.values()) for key, there in table.items()}
-    texts = {key: [text(value) for value in there] for key, there in values.items()}
+    setting = {run.name: tuple(text(values[run.name]) for values in table.values()) for run in kept}
+    values = {key: ordered(of_runs.values()) for key, of_runs in table.items()}
+    texts = {key: [text(value) for value in found] for key, found in values.items()}
 
-    rows = [row for _, row in pairs]
     labels = once(name for run in runs for name in run.labels)
-    apart, unit = kept_apart(rows, labels, measures, choice)
+    apart, unit = kept_apart(rows, labels, there.measures, choice)
     block = [name for name in apart if name != METHOD] if METHOD in apart and unit != "run" else []
     in_block = [name for name in apart if name not in block]
-    found, dropped = samples(pairs, setting, block, in_block, unit, measures)
+    found, dropped = samples(there.pairs, setting, block, in_block, unit, there.measures)
     lines = estimates(with_references(found), place(rows, [*texts.values()], block, in_block))
-    lines = of_measures(lines, measures if chosen else telling(measures, lines))
+    lines = of_measures(lines, there.measures if choice.measures else telling(there.measures, lines))
     if not lines:
         return None
-    measures = [name for name in measures if any(name in there for steps in lines.values() for there in steps.values())]
+    measures = measured(there.measures, lines, unit)
     seen = {name: ordered(row[name] for row in rows if name in row) for name in labels if name not in UNITS}
     return Study(
         experiment=experiment,
@@ -244,17 +256,23 @@ def one_study(experiment: str, runs: list[Run], choice: Choice) -> Study | None:
         table=table,
         axes=axes_of(table, kept),
         values=texts,
-        numbers={key: [float(value) for value in there] for key, there in values.items() if all(map(is_number, there))},
+        numbers={key: [*map(float, found)] for key, found in values.items() if all(map(is_number, found))},
         settings={each: [run for run in kept if setting[run.name] == each] for each in dict.fromkeys(setting.values())},
         measures=measures,
-        better={name: better.get(name, direction(name)) for name in measures},
+        better={name: there.better.get(name, direction(name)) for name in measures},
         unit=unit,
-        averaged={name: there for name, there in seen.items() if len(there) > 1 and name not in (*apart, SIGNAL)},
+        averaged={name: many for name, many in seen.items() if len(many) > 1 and name not in (*apart, SIGNAL)},
         mixed=[] if SIGNAL in apart else of_several(SIGNAL, measures, rows),
-        constant={name: there[0] for name, there in seen.items() if len(there) == 1},
+        constant={name: many[0] for name, many in seen.items() if len(many) == 1},
         lines=lines,
         dropped=dropped,
     )
+
+
+def measured(measures: Sequence[str], lines: Lines, unit: str) -> list[str]:
+    """The measures that lines have; costs after scores, in benchmarks in their own order."""
+    there = {name for steps in lines.values() for each in steps.values() for name in each}
+    return sorted((name for name in measures if name in there), key=lambda name: unit != "run" and is_cost(name))
 
 
 def of_measures(lines: Lines, measures: Sequence[str]) -> Lines:
