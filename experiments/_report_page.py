@@ -13,14 +13,16 @@ from typing import Any
 
 from experiments import _report_figures as figures
 from experiments import _report_tables as tables
+from experiments._report_measures import REFERENCE, is_number
 from experiments._report_runs import Broken, Run
-from experiments._report_studies import Estimate, Labels, Line, Study, is_number, named, once, text
+from experiments._report_studies import Estimate, Labels, Line, Study, named, once, text
 from ua import plots
 
 TEMPLATE = Path(__file__).with_name("_report_page.html")
 PICTURE_WIDTH = 1400  # pixels: sharp on a desk at twice the size that a phone needs
 WIDE = 800  # pixels: wider ones, with many panels or plots, are scrolled on a phone and not shrunk to nothing
 MOST_ROWS = 120  # of a table in the page; the files have all
+MOST_BLOCKS = 24  # of an experiment in the page, each with a table and figures of its own; the files have all tables
 FOLDED = 2  # more pictures of one kind than this are folded away
 # Colours of the figures -> the page's own, which its style sheet has for light and dark.
 THEME = {
@@ -129,13 +131,27 @@ def notes(study: Study) -> list[str]:
     if study.averaged:
         there = (f"{name} ({few(list(map(text, values)))})" for name, values in study.averaged.items())
         found.append(f"Means are taken over {'; '.join(there)}.")
+    if study.mixed:
+        found.append(f"{', '.join(study.mixed)}: means over all signals.")
+    if ratios := [name for name in study.measures if name.endswith(f"/ {REFERENCE}")]:
+        found.append(
+            f"{', '.join(ratios)}: image by image, error divided by that of {REFERENCE} under the same conditions; "
+            "tables/rows.csv has the errors themselves."
+        )
     pooled = {len(runs) for runs in study.settings.values()}
     if max(pooled) > 1:
         counts = f"{min(pooled)} to {max(pooled)}" if len(pooled) > 1 else str(max(pooled))
         found.append(f"Each setting was run {counts} times; its runs are pooled.")
     if study.dropped:
         found.append(f"{study.dropped} values were not finite and are left out.")
+    if left_out := [named(block) for block in study.blocks[MOST_BLOCKS:]]:
+        file = f"tables/{figures.file_name('all', study)}.csv"
+        found.append(f"{plural(len(left_out), 'more table')} ({few(left_out, 3)}) can be read in {file}.")
     return found
+
+
+def shown_blocks(study: Study) -> list[Labels]:
+    return study.blocks[:MOST_BLOCKS]
 
 
 def few(values: Sequence[str], most: int = 8) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import shlex
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ua.tracking import Row
+from ua.tracking import Row, flat, read_csv
 
 REPORT = "report"  # runs of this experiment are no results
 MARKS = ("metrics.csv", "environment.json", "summary.json")  # one of them makes a folder a run
@@ -82,7 +81,8 @@ def find_runs(roots: Sequence[str]) -> tuple[list[Run], list[Broken]]:
         try:
             runs.append(read_run(folder, name))
         except (ValueError, OSError, csv.Error) as error:
-            broken.append(Broken(name, str(error).splitlines()[0]))
+            reason = str(error).replace(f"{folder}{os.sep}", "")  # pages are sent around: no path of this machine
+            broken.append(Broken(name, reason.splitlines()[0]))
     runs = [run for run in runs if run.keys.get("module") != REPORT]
     if not runs and not broken:
         raise ValueError(f"runs={', '.join(map(str, roots))}: no run folder in there (one holds {', '.join(MARKS)})")
@@ -128,7 +128,7 @@ def read_run(folder: Path, name: str) -> Run:
     if not isinstance(config, dict):
         raise ValueError("config.yaml holds no keys")
     environment = read_object(folder / "environment.json")
-    labels, measures, rows = read_rows(folder / "metrics.csv")
+    labels, measures, rows = read_csv(folder / "metrics.csv")
     return Run(
         name=name,
         folder=folder,
@@ -158,47 +158,3 @@ def experiment_of(command: Any, config: Mapping[str, Any]) -> str:
     words = shlex.split(command) if isinstance(command, str) else []
     named = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
     return named[0] if named else str(config.get("module", "unnamed"))
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; lists are values."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def read_rows(path: Path) -> tuple[list[str], list[str], list[Row]]:
-    """Label columns, value columns and rows of a metrics.csv, which may be missing or still grow.
-
-    A last line that was cut off is left out here; the file stays as it is.
-    """
-    if not path.exists():
-        return [], [], []
-    text = path.read_text(encoding="utf-8")
-    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-    if not lines:
-        return [], [], []
-    columns = lines[0]
-    if "step" not in columns:
-        raise ValueError("metrics.csv has no column 'step'")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(columns):
-            raise ValueError(f"metrics.csv has {len(line)} cells in line {number}, {len(columns)} in its first")
-        rows.append({name: parsed(cell) for name, cell in zip(columns, line, strict=True) if cell != ""})
-    place = columns.index("step")
-    return columns[:place], columns[place + 1 :], rows
-
-
-def parsed(cell: str) -> str | int | float:
-    """The number that a cell holds; text that only looks like one ("007") stays text."""
-    for kind in (int, float):
-        try:
-            value = kind(cell)
-        except ValueError:
-            continue
-        if str(value) == cell:
-            return value
-    return cell

@@ -11,19 +11,29 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments._report_measures import (
+    METHOD,
+    OWN_UNITS,
+    Pair,
+    direction,
+    is_cost,
+    is_number,
+    of_several,
+    varying_measures,
+    with_ratios,
+)
 from experiments._report_runs import Run
 from ua import plugins
 from ua.statistics import Interval, bootstrap_mean
 from ua.tracking import Row
 
 UNITS = ("scene", "image")  # what is resampled, the first that rows have: views of a scene are not independent
-METHOD = "method"
-READABLE = 40  # combinations of labels in one study that a person may still want to read
+SIGNAL = "signal"
+FACTORS = (METHOD, "guide", "scale", "regime")  # what experiments are about: means are never taken over them unasked
+OF_IMAGES = ("dataset", "split")  # what kind of image it is, and no condition that it was measured under
+READABLE = 40  # combinations of other labels that a person may still want to read
 ABSENT = "absent"
 AROUND = ("commit", "device")  # differ without being asked to
-COSTS = {"second", "seconds", "mb", "bytes"}  # differ from run to run even where nothing else does
-SMALL_IS_GOOD = {"loss", "rmse", "mae", "mse", "error", "angle", "lpips", "ratio", *COSTS}
-LARGE_IS_GOOD = {"psnr", "ssim", "iou", "miou", "cosine", "delta1", "accuracy", "precision", "recall"}
 
 Setting = tuple[str, ...]
 Labels = tuple[tuple[str, Any], ...]
@@ -36,7 +46,7 @@ class Choice:
     measures: Sequence[str] = ()
     where: Mapping[str, Any] = field(default_factory=dict)
     by: Sequence[str] = ()
-    pool: Sequence[str] = ("seed",)
+    pool: Sequence[str] = ("seed",)  # keys and labels
     better: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -83,7 +93,8 @@ class Study:
         measures: value columns, in their order.
         better: measure -> "min", "max" or "" where nothing is known.
         unit: what is resampled: "scene", "image" or "run".
-        averaged: label -> values, of the labels that vary and are averaged over.
+        averaged: label -> values, of the labels that vary and are averaged over, signals aside.
+        mixed: measures that several signals have and that are averaged over these.
         constant: label -> its one value.
         lines: line -> step (None where there is none) -> measure -> estimate.
         dropped: how many values were not finite, and are left out.
@@ -100,6 +111,7 @@ class Study:
     better: dict[str, str]
     unit: str
     averaged: dict[str, list[Any]]
+    mixed: list[str]
     constant: dict[str, Any]
     lines: dict[Line, dict[int | None, dict[str, Estimate]]]
     dropped: int
@@ -180,7 +192,7 @@ def check(runs: Sequence[Run], choice: Choice) -> None:
         ("measure in measures", choice.measures, measures),
         ("measure in better", choice.better, measures),
         ("label in by", choice.by, labels),
-        ("key in pool", choice.pool, ["seed", *keys]),
+        ("key or label in pool", choice.pool, ["seed", *keys, *labels]),
     ):
         for name in given:
             if name not in accepted:
@@ -198,47 +210,91 @@ def check(runs: Sequence[Run], choice: Choice) -> None:
                 raise ValueError(plugins.unknown(f"value in where.{name}", value, texts))
 
 
-def one_study(experiment: str, runs: list[Run], choice: Choice) -> Study | None:
-    """The study of runs of one experiment, None where no row is left."""
-    pairs = [(run, row) for run in runs for row in run.rows if selected(run, row, choice.where)]
-    labels = once(name for run in runs for name in run.labels)
-    there = {name for _, row in pairs for name in row}
-    columns = once(name for run in runs for name in run.measures if name in there)
-    measures = [name for name in columns if name in (choice.measures or varying_measures(columns, pairs))]
-    if not pairs or not measures:
-        return None
-    kept = [run for run in runs if any(other is run for other, _ in pairs)]
-    table = swept(kept, choice.pool)
-    setting = {run.name: tuple(text(there[run.name]) for there in table.values()) for run in kept}
-    settings: dict[Setting, list[Run]] = {}
-    for run in kept:
-        settings.setdefault(setting[run.name], []).append(run)
-    values = {key: ordered(there.values()) for key, there in table.items()}
-    texts = {key: [text(value) for value in there] for key, there in values.items()}
-    numbers = {key: [float(value) for value in there] for key, there in values.items() if all(map(is_number, there))}
+@dataclass(frozen=True)
+class Selection:
+    """The rows of one experiment that count, errors as ratios, and the measures to read; better: as in `Choice`."""
 
-    apart, unit = kept_apart([row for _, row in pairs], labels, choice.by)
+    pairs: list[Pair]
+    measures: list[str]
+    better: Mapping[str, str]
+
+
+def selection(runs: Sequence[Run], choice: Choice) -> Selection:
+    pairs = [(run, row) for run in runs for row in run.rows if selected(run, row, choice.where)]
+    columns = once(name for run in runs for name in run.measures)
+    pairs, called = with_ratios(pairs, [name for name in columns if name.endswith(OWN_UNITS)])
+    columns = [called.get(name, name) for name in columns]
+    chosen = [called.get(name, name) for name in choice.measures] or varying_measures(columns, pairs)
+    better = {called.get(name, name): which for name, which in choice.better.items()}
+    return Selection(pairs, [name for name in columns if name in chosen], better)
+
+
+def one_study(experiment: str, runs: list[Run], choice: Choice) -> Study | None:
+    """The study of runs of one experiment, None where nothing is left that was measured."""
+    there = selection(runs, choice)
+    rows = [row for _, row in there.pairs]
+    kept = [run for run in runs if any(other is run for other, _ in there.pairs)]
+    table = swept(kept, choice.pool)
+    setting = {run.name: tuple(text(values[run.name]) for values in table.values()) for run in kept}
+    values = {key: ordered(of_runs.values()) for key, of_runs in table.items()}
+    texts = {key: [text(value) for value in found] for key, found in values.items()}
+
+    labels = once(name for run in runs for name in run.labels)
+    apart, unit = kept_apart(rows, labels, there.measures, choice)
     block = [name for name in apart if name != METHOD] if METHOD in apart and unit != "run" else []
-    seen = {name: ordered(row[name] for _, row in pairs if name in row) for name in labels if name not in UNITS}
-    apart = [name for name in apart if name not in block]
-    found, dropped = samples(pairs, setting, block, apart, unit, measures)
-    order = place([row for _, row in pairs], [*texts.values()], block, apart)
+    in_block = [name for name in apart if name not in block]
+    found, dropped = samples(there.pairs, setting, block, in_block, unit, there.measures)
+    lines = estimates(with_references(found), place(rows, [*texts.values()], block, in_block))
+    lines = of_measures(lines, there.measures if choice.measures else telling(there.measures, lines))
+    if not lines:
+        return None
+    measures = measured(there.measures, lines, unit)
+    seen = {name: ordered(row[name] for row in rows if name in row) for name in labels if name not in UNITS}
     return Study(
         experiment=experiment,
         runs=kept,
         table=table,
         axes=axes_of(table, kept),
         values=texts,
-        numbers=numbers,
-        settings=settings,
+        numbers={key: [*map(float, found)] for key, found in values.items() if all(map(is_number, found))},
+        settings={each: [run for run in kept if setting[run.name] == each] for each in dict.fromkeys(setting.values())},
         measures=measures,
-        better={name: choice.better.get(name, direction(name)) for name in measures},
+        better={name: there.better.get(name, direction(name)) for name in measures},
         unit=unit,
-        averaged={name: there for name, there in seen.items() if len(there) > 1 and name not in (*block, *apart)},
-        constant={name: there[0] for name, there in seen.items() if len(there) == 1},
-        lines=estimates(with_references(found), order),
+        averaged={name: many for name, many in seen.items() if len(many) > 1 and name not in (*apart, SIGNAL)},
+        mixed=[] if SIGNAL in apart else of_several(SIGNAL, measures, rows),
+        constant={name: many[0] for name, many in seen.items() if len(many) == 1},
+        lines=lines,
         dropped=dropped,
     )
+
+
+def measured(measures: Sequence[str], lines: Lines, unit: str) -> list[str]:
+    """The measures that lines have; costs after scores, in benchmarks in their own order."""
+    there = {name for steps in lines.values() for each in steps.values() for name in each}
+    return sorted((name for name in measures if name in there), key=lambda name: unit != "run" and is_cost(name))
+
+
+def of_measures(lines: Lines, measures: Sequence[str]) -> Lines:
+    """Only these measures; without steps, and lines, that have none of them."""
+    found = {}
+    for line, steps in lines.items():
+        there = {step: {name: each[name] for name in measures if name in each} for step, each in steps.items()}
+        if there := {step: each for step, each in there.items() if each}:
+            found[line] = there
+    return found
+
+
+def telling(measures: Sequence[str], lines: Lines) -> list[str]:
+    """The measures without those that are no score and the same in all lines of a block: images decide them alone."""
+    return [name for name in measures if direction(name) or not same_in_blocks(name, lines)] or [*measures]
+
+
+def same_in_blocks(measure: str, lines: Lines) -> bool:
+    means: dict[Labels, list[str]] = {}
+    for line, steps in lines.items():
+        means.setdefault(line.block, []).extend(text(each[measure].mean) for each in steps.values() if measure in each)
+    return any(len(there) > 1 for there in means.values()) and all(len(set(there)) <= 1 for there in means.values())
 
 
 def selected(run: Run, row: Row, where: Mapping[str, Any]) -> bool:
@@ -248,13 +304,6 @@ def selected(run: Run, row: Row, where: Mapping[str, Any]) -> bool:
         if value is not None and text(value) not in [text(one) for one in listed(wanted)]:
             return False
     return True
-
-
-def varying_measures(columns: Sequence[str], pairs: Sequence[tuple[Run, Row]]) -> list[str]:
-    """The columns of numbers, without those that are the same in every row."""
-    found = {name: {row[name] for _, row in pairs if is_number(row.get(name))} for name in columns}
-    several = [name for name in columns if len(found[name]) > 1]
-    return several or [name for name in columns if found[name]]
 
 
 def swept(runs: Sequence[Run], pool: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -329,38 +378,46 @@ def together(
     return len(pairs) < count or count == 2 or not numeric
 
 
-def kept_apart(rows: Sequence[Row], labels: Sequence[str], by: Sequence[str]) -> tuple[list[str], str]:
+def kept_apart(
+    rows: Sequence[Row], labels: Sequence[str], measures: Sequence[str], choice: Choice
+) -> tuple[list[str], str]:
     """The labels that means are not taken over, and what is resampled.
 
-    Labels that an image decides (its data set) are not kept apart unless `by` says so; nor are those that would make
-    more combinations than a person reads, the method last of all.
+    Without `by`, `FACTORS` are always kept apart; signals unless their scores tell them apart; data sets where errors
+    have units of their own; other labels as long as the unit does not decide them and a person can read them.
     """
     unit = next((name for name in UNITS if any(name in row for row in rows)), "run")
-    if by:
-        return [name for name in labels if name in by], unit
-    varying = [name for name in labels if name not in UNITS and len({row.get(name) for row in rows}) > 1]
+    if choice.by:
+        return [name for name in labels if name in choice.by], unit
+    free = [name for name in labels if name not in (*UNITS, *choice.pool)]
+    varying = [name for name in free if len({row.get(name) for row in rows}) > 1]
     if unit == "run":
         return varying, unit
-    finest = UNITS[-1] if any(UNITS[-1] in row for row in rows) else unit
-    varying = [name for name in varying if not decided(name, finest, rows)]
-    apart: list[str] = []
-    for name in sorted(varying, key=lambda name: (name != METHOD, len({row.get(name) for row in rows}))):
-        if len({tuple(row.get(one) for one in (*apart, name)) for row in rows}) <= READABLE:
-            apart.append(name)
-    return [name for name in labels if name in apart], unit
+    scores = [name for name in measures if direction(name) and not is_cost(name)]
+    absolute = [name for name in measures if name.endswith(OWN_UNITS)]
+    always = {*FACTORS}
+    always |= {SIGNAL} if of_several(SIGNAL, scores, rows) else set()
+    always |= {"dataset"} if of_several("dataset", absolute, rows) else set()
+    others = [name for name in varying if name not in (*always, *OF_IMAGES, SIGNAL) and not decided(name, unit, rows)]
+    readable: list[str] = []
+    for name in sorted(others, key=lambda name: len({row.get(name) for row in rows})):
+        if len({tuple(row.get(one) for one in (*readable, name)) for row in rows}) <= READABLE:
+            readable.append(name)
+    return [name for name in varying if name in (*always, *readable)], unit
 
 
 def decided(label: str, unit: str, rows: Sequence[Row]) -> bool:
-    """Whether every image (`unit`) has one value of a label."""
+    """Whether every image or scene (`unit`) has one value of a label."""
     seen: dict[Any, Any] = {}
     return all(seen.setdefault(row.get(unit), row.get(label)) == row.get(label) for row in rows)
 
 
+Lines = dict[Line, dict[int | None, dict[str, Estimate]]]
 Samples = dict[str, dict[Hashable, list[float]]]  # measure -> image, scene or run -> values
 
 
 def samples(
-    pairs: Sequence[tuple[Run, Row]],
+    pairs: Sequence[Pair],
     setting: Mapping[str, Setting],
     block: Sequence[str],
     apart: Sequence[str],
@@ -385,9 +442,7 @@ def samples(
     return found, dropped
 
 
-def estimates(
-    found: Mapping[Line, Mapping[int | None, Samples]], order: Callable[[Line], Any]
-) -> dict[Line, dict[int | None, dict[str, Estimate]]]:
+def estimates(found: Mapping[Line, Mapping[int | None, Samples]], order: Callable[[Line], Any]) -> Lines:
     """Line -> step -> measure -> estimate, lines in their order, rows without a step first."""
     lines = {}
     for line in sorted(found, key=order):
@@ -467,24 +522,6 @@ def named(labels: Labels) -> str:
 
 def labels_of(row: Row, names: Sequence[str]) -> Labels:
     return tuple((name, row[name]) for name in names if name in row)
-
-
-def direction(measure: str) -> str:
-    """Which values of a measure are better, "min" or "max", told by the words of its name; "" where they do not say."""
-    words = measure.lower().split("_")
-    if words[-2:] == ["per", "second"]:
-        return "max"
-    if SMALL_IS_GOOD & set(words):
-        return "min"
-    return "max" if LARGE_IS_GOOD & set(words) else ""
-
-
-def is_cost(measure: str) -> bool:
-    return bool(COSTS & set(measure.lower().split("_")))
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def text(value: Any) -> str:

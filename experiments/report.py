@@ -10,13 +10,14 @@ tables/rows.csv every row of every run with its swept keys, for pandas. The same
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from experiments import _report_figures as figures
 from experiments import _report_page as page
 from experiments import _report_tables as tables
-from experiments._report_runs import find_runs
+from experiments._report_runs import Broken, Run, find_runs
 from experiments._report_studies import Choice, Labels, Study, studies
 from ua.tracking import Tracker, write_text
 
@@ -27,11 +28,13 @@ class Config:
 
     Attributes:
         runs: a folder or a list of folders; every run folder in them is read, however deep it lies.
-        measures: value columns of metrics.csv; none: all that vary.
+        measures: value columns of metrics.csv; none: all that vary. Errors with units of their own (*_rmse, *_angle)
+            are shown as ratios to those of bilinear wherever rows of it lie beside all others.
         where: label or configuration key -> value or list of values: which rows count. Rows without the label, and
             runs without the key, stay.
-        by: labels that means are not taken over; none: as many as a person still reads, the method first.
-        pool: keys whose values are repeats of one setting.
+        by: labels that means are not taken over; none: method, guide, scale, regime, data sets whose errors are not
+            ratios, and as many others as a person still reads.
+        pool: keys whose values are repeats of one setting, and labels that means are taken over.
         better: measure -> "min" or "max", where its name does not say it.
         unfinished: whether the rows of runs count that did not end (yet).
         pictures: megabytes that the runs' own pictures may take in the page; 0: none.
@@ -71,29 +74,15 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
         ValueError: no runs, none that can be read or counts, or a measure, label, key or value that no run has.
     """
     runs, broken = find_runs(config.roots)
-    for each in broken:
-        tracker.say(f"{each.name} cannot be read: {each.reason}")
-    used = [run for run in runs if run.finished or config.unfinished]
-    for run in runs:
-        if not run.finished:
-            tracker.say(f"{run.name} is unfinished: its rows are {'used' if config.unfinished else 'left out'}")
-    if not used:
-        raise ValueError(
-            f"runs={', '.join(config.roots)}: {len(broken)} broken and {len(runs)} unfinished runs, none to report on "
-            "(unfinished=true takes the rows that there are)"
-        )
+    used = usable(runs, broken, config, tracker)
     choice = Choice(config.measures, config.where or {}, config.by, config.pool, config.better or {})
     found = studies(used, choice)
-    parts = [(study, block, part_charts(study, block, config, tracker)) for study in found for block in study.blocks]
-    for study, block, _ in parts:
-        write_table(study, block, tracker)
-    folder = tracker.folder / "tables"
-    for study in found:
-        write_text(folder / f"{figures.file_name('all', study)}.csv", tables.csv_of(study))
-    write_text(folder / "rows.csv", tables.tidy(found, choice))
+    write_tables(found, choice, tracker)
     listing = tables.run_rows(runs, broken, found, used)
-    write_text(folder / "runs.csv", tables.csv_text(listing))
+    write_text(tracker.folder / "tables" / "runs.csv", tables.csv_text(listing))
     tracker.table("runs", listing, caption="The runs that were read.")
+    blocks = [(study, block) for study in found for block in page.shown_blocks(study)]
+    parts = [(study, block, part_charts(study, block, config, tracker)) for study, block in blocks]
     content = page.Content(config.title, command_of(tracker), runs, broken, used, found, parts, config.pictures)
     write_text(tracker.folder / "report.html", page.html(content))
     return {
@@ -102,6 +91,32 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
         "broken": len(broken),
         "experiments": {study.experiment: conclusion(study) for study in found},
     }
+
+
+def usable(runs: Sequence[Run], broken: Sequence[Broken], config: Config, tracker: Tracker) -> list[Run]:
+    """The runs whose rows count; says which do not."""
+    for each in broken:
+        tracker.say(f"{each.name} cannot be read: {each.reason}")
+    for run in runs:
+        if not run.finished:
+            tracker.say(f"{run.name} is unfinished: its rows are {'used' if config.unfinished else 'left out'}")
+    used = [run for run in runs if run.finished or config.unfinished]
+    if not used:
+        raise ValueError(
+            f"runs={', '.join(config.roots)}: {len(broken)} broken and {len(runs)} unfinished runs, none to report on "
+            "(unfinished=true takes the rows that there are)"
+        )
+    return used
+
+
+def write_tables(found: Sequence[Study], choice: Choice, tracker: Tracker) -> None:
+    """All means, block by block for reading and in one file for each study, and all rows."""
+    folder = tracker.folder / "tables"
+    for study in found:
+        for block in study.blocks:
+            write_table(study, block, tracker)
+        write_text(folder / f"{figures.file_name('all', study)}.csv", tables.csv_of(study))
+    write_text(folder / "rows.csv", tables.tidy(found, choice))
 
 
 def part_charts(study: Study, block: Labels, config: Config, tracker: Tracker) -> list[figures.Chart]:

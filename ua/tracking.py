@@ -119,7 +119,8 @@ class Tracker:
         _keep_environment(self.folder / "environment.json", {"command": command, "seed": seed, **environment()})
         (self.folder / "summary.json").unlink(missing_ok=True)  # it says that the run ended well
         self._csv = self.folder / "metrics.csv"
-        self._labels, self._values, rows = _read_csv(self._csv)
+        _drop_cut_line(self._csv)
+        self._labels, self._values, rows = read_csv(self._csv)
         self._rows = {_key(row): row for row in rows}
         self._wandb: _Wandb | None = None
         if logger is not None and logger.name == "wandb" and logger.mode != "disabled":
@@ -403,7 +404,7 @@ def _compare_config(path: Path, config: Mapping[str, Any]) -> None:
     import yaml
 
     old, new = (
-        {name: value for name, value in _flat(values) if not name.startswith("logger.")}
+        {name: value for name, value in flat(values) if not name.startswith("logger.")}
         for values in (yaml.safe_load(path.read_text(encoding="utf-8")), config)
     )
     absent = "(absent)"
@@ -412,10 +413,11 @@ def _compare_config(path: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{path.parent} holds a run of another configuration ({changes}); choose another folder")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted keys and their values; lists are values."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
@@ -454,29 +456,39 @@ def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[str], list[Row]]:
-    """Label columns, value columns and rows; a last line that was cut off is dropped, from the file as well."""
-    if not path.exists():
-        return [], [], []
-    text = path.read_text(encoding="utf-8")
-    if not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        write_text(path, text)
-    if not (lines := list(csv.reader(io.StringIO(text)))):
+def _drop_cut_line(path: Path) -> None:
+    """Takes from a file a last line that was cut off: the next one would continue it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not text.endswith("\n") and text:
+        write_text(path, text[: text.rfind("\n") + 1])
+
+
+def read_csv(path: Path) -> tuple[list[str], list[str], list[Row]]:
+    """Label columns, value columns and rows of a metrics.csv, which may be missing or still grow.
+
+    A last line that was cut off does not count; the file stays as it is.
+
+    Raises:
+        ValueError: no column "step", or a line of another length than the first.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not (lines := list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))):
         return [], [], []
     columns = lines[0]
     if "step" not in columns:
         raise ValueError(f"{path} is no metrics.csv of a run: it has no column 'step'")
     split = columns.index("step")
     rows = []
-    for line in lines[1:]:
-        cells = {name: _number(cell) for name, cell in zip(columns, line, strict=True) if cell != "" or name == "step"}
+    for place, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise ValueError(f"{path} has {len(line)} cells in line {place}, {len(columns)} in its first")
+        cells = {name: number(cell) for name, cell in zip(columns, line, strict=True) if cell != "" or name == "step"}
         rows.append(cells)
     return columns[:split], columns[split + 1 :], rows
 
 
-def _number(cell: str) -> str | int | float | None:
-    """The value of a cell; text that only looks like a number ("007") stays text."""
+def number(cell: str) -> str | int | float | None:
+    """The value of a cell, None of an empty one; text that only looks like a number ("007") stays text."""
     if cell == "":
         return None
     for kind in (int, float):

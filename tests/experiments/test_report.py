@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from experiments import _report_figures as figures_of
+from experiments import _report_measures as measures_of
+from experiments import _report_page as page_of
 from experiments import _report_runs as runs_of
 from experiments import _report_studies as studies_of
 from experiments import report
@@ -176,7 +178,7 @@ def test_where_measures_and_by(two_keys):
         ({"where": {"fit.sigma": 9}}, r"unknown value in where.fit.sigma 9.*\(accepted: 8, 16\)"),
         ({"where": {"method": "bilinear", "step": 5, "fit.sigma": 8}, "by": ["imagee"]}, "did you mean 'image'"),
         ({"better": {"psnr": "maximum"}}, "unknown direction in better.psnr 'maximum'; did you mean 'max'"),
-        ({"pool": ["sed"]}, "unknown key in pool 'sed'; did you mean 'seed'"),
+        ({"pool": ["sed"]}, "unknown key or label in pool 'sed'; did you mean 'seed'"),
     ],
 )
 def test_typos_name_the_nearest(two_keys, tmp_path, changes, message):
@@ -390,19 +392,113 @@ def test_many_lines_are_cut_and_it_is_said(tmp_path):
     assert "12 of 14 lines" in chart.caption and len({str(style) for style in chart.legend.values()}) == 12
 
 
-def test_what_varies_with_the_image_and_what_is_too_much_is_averaged(tmp_path):
+def test_factors_are_kept_apart_and_what_varies_with_the_image_is_averaged(tmp_path):
     with Tracker(tmp_path, {"module": "wide"}) as tracker:
         for number, image in enumerate(IMAGES):
             for scale in range(30):
                 for method in ("fit", "jbu"):
                     row = {"miou": 0.5 + number / 10 + scale / 100, "seconds": float("inf") if scale == 3 else 1.0}
-                    tracker.log(row, image=image, scene=f"s{number // 2}", dataset=image, scale=scale, method=method)
+                    labels = {"scene": f"s{number // 2}", "dataset": image, "scale": scale, "view": 30 * number + scale}
+                    tracker.log(row, image=image, **labels, method=method)
         tracker.summary({})
     study = study_of(tmp_path)
     assert study.unit == "scene" and study.measures == ["miou", "seconds"] and study.dropped == 6
-    assert {name: len(values) for name, values in study.averaged.items()} == {"dataset": 3, "scale": 30}
-    assert study.lines[Line((), (), (("method", "fit"),))][None]["miou"].count == 2
+    assert {name: len(values) for name, values in study.averaged.items()} == {"dataset": 3, "view": 90}
+    assert study.blocks == [(("scale", scale),) for scale in range(30)]
+    assert study.lines[Line((), (("scale", 3),), (("method", "fit"),))][None]["miou"].count == 2
     assert len(study_of(tmp_path, by=["dataset", "method"]).lines) == 6
+    pooled = study_of(tmp_path, pool=["seed", "scale"])
+    assert len(pooled.lines) == 2 and len(pooled.averaged["scale"]) == 30, "unless one asks for it"
+
+    make_report(tmp_path / "out", tmp_path, measures=["miou"])
+    page = "".join(Page((tmp_path / "out" / "report.html").read_text()).text)
+    assert "scale 23" in page and "6 more tables (scale 24, scale 25, scale 26 and 3 more) can be read in" in page
+    assert len(table(tmp_path / "out" / "tables" / "wide_all.csv")) == 60 and page_of.MOST_BLOCKS == 24
+    assert (tmp_path / "out" / "tables" / "wide_means_29.md").exists()
+
+
+BENCH = {"depth": {"depth_rmse": 4.0}, "labels": {"miou": 0.5}, "colour": {"psnr": 25.0}}
+FACTOR = {"bilinear": 1.0, "jbu": 0.75, "fit": 0.5}
+
+
+def bench(folder, *, methods=tuple(FACTOR), guides=("clean", "blur"), regimes=("average", "network"), name="bench"):
+    """A run as those of the bench: three signals, of which colour has one regime; depth in units of the data set."""
+    with Tracker(folder, {"module": name}) as tracker:
+        for unit, image in enumerate(IMAGES[:2], start=1):
+            places = [(guide, regime, signal) for guide in guides for regime in regimes for signal in BENCH]
+            for guide, regime, signal in places:
+                for method in methods if signal != "colour" or regime == "average" else ():
+                    scores = {score: value * FACTOR[method] * unit**5 for score, value in BENCH[signal].items()}
+                    values = scores | {"judged_average": float(regime == "average"), "fit_seconds": 0.1 * unit}
+                    labels = {"image": image, "dataset": image, "guide": guide, "regime": regime, "signal": signal}
+                    tracker.log(values, **labels, method=method)
+        tracker.summary({})
+    return folder
+
+
+def test_signals_are_told_apart_by_their_measures(tmp_path):
+    study = study_of(bench(tmp_path))
+    assert study.blocks == [
+        (("guide", guide), ("regime", regime)) for guide in ("clean", "blur") for regime in ("average", "network")
+    ]
+    assert study.averaged == {"dataset": ["coffee", "rocket"]} and study.mixed == ["fit_seconds"]
+    assert study.measures == ["depth_rmse / bilinear", "miou", "psnr", "fit_seconds"], "images decide judged_average"
+    assert study_of(tmp_path, measures=["judged_average"]).measures == ["judged_average"], "asked for"
+    with Tracker(tmp_path / "same", {"module": "toy"}) as tracker:
+        for signal, miou in (("labels", 0.5), ("prediction", 0.9)):
+            tracker.log({"miou": miou}, image="coffee", signal=signal, method="fit")
+        tracker.summary({})
+    assert study_of(tmp_path / "same").lines.keys() == {
+        Line((), (), (("signal", "labels"),)),
+        Line((), (), (("signal", "prediction"),)),
+    }
+
+
+def test_errors_are_ratios_to_bilinear_image_by_image(tmp_path):
+    for where in ({}, {"method": "fit"}):
+        study = study_of(bench(tmp_path / str(len(where))), where=where, measures=["depth_rmse"])
+        line = next(line for line in study.lines if ("method", "fit") in (*line.labels, *line.block) or where)
+        estimate = study.final(line)["depth_rmse / bilinear"]
+        assert estimate.members == {"coffee": 0.5, "rocket": 0.5}, "whatever the unit and whatever is shown"
+        assert study.better == {"depth_rmse / bilinear": "min"} and "dataset" in study.averaged
+    better = study_of(tmp_path / "0", measures=["depth_rmse"], better={"depth_rmse": "max"}).better
+    assert better == {"depth_rmse / bilinear": "max"}
+
+
+def test_without_bilinear_errors_of_data_sets_are_kept_apart(tmp_path):
+    study = study_of(bench(tmp_path, methods=("jbu", "fit"), guides=("clean",), regimes=("average",)))
+    assert study.blocks == [(("dataset", "coffee"),), (("dataset", "rocket"),)]
+    means = [study.final(line)["depth_rmse"].mean for line in study.lines]
+    assert means == [3.0, 2.0, 96.0, 64.0] and "dataset" not in study.averaged
+    psnr = study_of(tmp_path, measures=["psnr"])
+    assert psnr.blocks == [()], "which does not matter to other measures"
+
+
+def test_an_error_of_zero_is_nothing_to_divide_by(tmp_path):
+    with Tracker(tmp_path, {"module": "toy"}) as tracker:
+        for image, error in (("coffee", 0.0), ("rocket", 2.0)):
+            for method, factor in FACTOR.items():
+                tracker.log({"normal_angle": error * factor}, image=image, method=method)
+        tracker.summary({})
+    study = study_of(tmp_path)
+    assert study.dropped == 3
+    assert [study.final(line)["normal_angle / bilinear"].members for line in study.lines] == [
+        {"rocket": factor} for factor in FACTOR.values()
+    ]
+
+
+def test_blocks_and_experiments_without_the_chosen_measures_are_left_out(tmp_path):
+    bench(tmp_path / "runs" / "a")
+    bench(tmp_path / "runs" / "b", regimes=("network",), name="other")
+    summary = make_report(tmp_path / "out", tmp_path / "runs", measures=["psnr"])
+    best = summary["experiments"]["bench"]["best"]
+    assert [*best] == ["bench, guide clean, regime average", "bench, guide blur, regime average"]
+    assert set(summary["experiments"]) == {"bench"}, "the other has no row of colours"
+    only = {"where": {"guide": "clean", "regime": "average"}}  # which leaves no row of the other
+    assert set(make_report(tmp_path / "one", tmp_path / "runs", **only)["experiments"]) == {"bench"}
+    make_report(tmp_path / "two", tmp_path / "runs", measures=["psnr", "miou"])
+    page = "".join(Page((tmp_path / "two" / "report.html").read_text()).text)
+    assert "guide clean, regime network" in page and "depth_rmse" not in page
 
 
 def test_the_command_line_takes_a_selection(two_keys, tmp_path, monkeypatch, capfd):
@@ -418,9 +514,13 @@ def test_the_command_line_takes_a_selection(two_keys, tmp_path, monkeypatch, cap
 
 
 def test_directions_are_told_by_the_words_of_a_name():
-    told = {name: studies_of.direction(name) for name in ("psnr", "depth_rmse_ratio", "miou", "seconds_p20", "flops")}
+    told = {
+        name: measures_of.direction(name)
+        for name in ("psnr", "depth_rmse_ratio", "depth_rmse / bilinear", "miou", "seconds_p20", "flops")
+    }
+    assert told.pop("depth_rmse / bilinear") == "min"
     assert told == {"psnr": "max", "depth_rmse_ratio": "min", "miou": "max", "seconds_p20": "min", "flops": ""}
-    assert studies_of.direction("images_per_second") == "max"
+    assert measures_of.direction("images_per_second") == "max"
 
 
 @pytest.mark.parametrize(
