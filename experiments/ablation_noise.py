@@ -175,10 +175,12 @@ def cost_table(config: Config, part: Sequence[Effect], name: str, tracker: Track
 
 
 def picture(config: Config, sample: Sample, device: str) -> Any:
-    """Guide, LR, bilinear, the first presets and variants, truth and errors; a row for each signal and guide."""
+    """Guide, LR, bilinear, the first presets or variants, truth and errors of the depth (else features), by guide."""
     problem = problem_of(config, sample, config.scales[0], device)
-    shown = [bench.YARDSTICK, *settings(config)][:4]
-    rows, titles = [], []
+    shown = [bench.YARDSTICK, *settings(config)][:3]
+    name_of_signal = "depth" if "depth" in bench.names_of(sample) else "features"
+    signal = problem.signals[config.regimes[0], name_of_signal]
+    rows = []
     for name in config.pictured:
         image = bench.corrupted(sample, name, config.degradation_seed, device).image
         upsamplers = {
@@ -186,10 +188,7 @@ def picture(config: Config, sample: Sample, device: str) -> Any:
             for method, how in methods(config).items()
             if method in shown
         }
-        for signal in (problem.signals[config.regimes[0], truth.name] for truth in problem.truths):
-            if signal.name in ("depth", "features"):
-                results = {title: upsample(signal.low, signal.low_valid)[0] for title, upsample in upsamplers.items()}
-                guide = plots.Panel(plots.image(image[0]), "guide", name.replace("_", " "))
-                rows.append([guide, *signal_panels(signal, results)])
-                titles.append(signal.name)
-    return plots.panels(rows, row_titles=titles, width=1.9)
+        results = {title: upsample(signal.low, signal.low_valid)[0] for title, upsample in upsamplers.items()}
+        guide = plots.Panel(plots.image(image[0]), "guide", name.replace("_", " "))
+        rows.append([guide, *signal_panels(signal, results)])
+    return plots.panels(rows, row_titles=[name_of_signal] * len(rows), width=1.9)
