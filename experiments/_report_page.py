@@ -134,7 +134,7 @@ def score_view(study: Study, number: int) -> dict[str, Any] | None:
     charts = figures.charts(ranked, (), True)
     return {
         "id": f"experiment-{number}-score",
-        "sentence": f"The lowest score is {mean:.4g}, of {ranked.about(best) if ranked.axes else 'the only setting'}.",
+        "sentence": f"The lowest score is {mean:.3g}, of {ranked.about(best) if ranked.axes else 'the only setting'}.",
         "table": mean_table(ranked, ()),
         "charts": [chart_view(chart, f"s{number}-{rank}") for rank, chart in enumerate(charts)],
     }
