@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.PURPLE, plots.ORANGE, plots.SKY, plots.GREY)
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 ARROWS = {"max": " \N{UPWARDS ARROW}", "min": " \N{DOWNWARDS ARROW}", "": ""}
+PLAIN = ((plots.BLACK, "--"), (plots.GREY, ":"), (plots.BLACK, "-."))  # of few baselines
 MARGINALS = 6  # measures that marginal plots show, where none were asked for
 MOST = 6  # methods (or combinations of other labels) with heat maps of their own, or a line over a swept key
 COLOURED_LEVELS = 4  # as many baselines need colours to be told apart, fewer leave the colours to the lines
@@ -57,7 +58,7 @@ def charts(study: Study, block: Labels, measures_chosen: bool) -> list[Chart]:
     found = []
     lines = [line for line in study.within(block) if line.setting is not None]
     if len(study.axes) == 2 and filled(study) >= LEAST_FILLED:
-        found += [heat_maps(study, block, labels) for labels in compared(lines)[:MOST]]
+        found += [heat_maps(study, block, labels, measures_chosen) for labels in compared(lines)[:MOST]]
     elif len(study.axes) == 1:
         found.append(one_key(study, block))
     elif len(study.settings) > len(study.axes):  # else keys change together, and no plot tells them apart
@@ -78,12 +79,17 @@ def filled(study: Study) -> float:
     return len(there) / (len(study.values[first]) * len(study.values[second]))
 
 
-def heat_maps(study: Study, block: Labels, labels: Labels) -> Chart:
+def without_timings(measures: Sequence[str], measures_chosen: bool) -> Sequence[str]:
+    """The measures worth a heat map: timings are noise beside scores, unless asked for or all there is."""
+    return measures if measures_chosen else [name for name in measures if not name.endswith("_seconds")] or measures
+
+
+def heat_maps(study: Study, block: Labels, labels: Labels, measures_chosen: bool) -> Chart:
     """A heat map for each measure over the two swept keys."""
     down, across = study.axes
     rows, columns = study.values[down], study.values[across]
     maps = []
-    for measure in study.measures:
+    for measure in without_timings(study.measures, measures_chosen):
         values = np.full((len(rows), len(columns)), np.nan)
         for line in study.within(block):
             if line.labels == labels and line.setting is not None and measure in study.final(line):
@@ -92,10 +98,11 @@ def heat_maps(study: Study, block: Labels, labels: Labels) -> Chart:
         if np.isfinite(values).any():
             better = study.better[measure]
             words = (study.short(across), study.short(down))
+            wide, tall = ([study.look(key, value) for value in study.values[key]] for key in (across, down))
             form = number_format([value for value in values.ravel() if np.isfinite(value)])
-            maps.append(plots.HeatMap(values, columns, rows, measure + ARROWS[better], *words, form, better))
+            maps.append(plots.HeatMap(values, wide, tall, measure + ARROWS[better], *words, form, better))
     title = ", ".join(filter(None, [f"{study.short(down)} and {study.short(across)}", named(block), named(labels)]))
-    caption = f"Means over {count_words(study, block)}{last_step(study, block)}; the frame marks the best cell."
+    caption = f"Means over {count_words(study, block)}{last_step(study, block)}; a frame: one best cell."
     return Chart(file_name("heat_maps", study, block, labels), title, caption, maps)
 
 
@@ -213,7 +220,7 @@ def levels(study: Study, block: Labels, measure: str) -> list[plots.Band]:
     names = once(line.labels for line in study.within(block) if study.last(line) is None)
     each = plots.baseline_styles()
     if len(names) < COLOURED_LEVELS:
-        each = [{**style, "color": plots.BLACK} for style in each]
+        each = [{"color": colour, "linestyle": dash} for colour, dash in PLAIN]
     return [
         plots.Band(
             study.about(line),
@@ -260,7 +267,7 @@ def over_key(study: Study, key: str, measure: str, bands: Sequence[plots.Band]) 
     values = study.values[key]
     if is_line(study, key):
         return plots.BandPlot(bands, title, study.short(key), ticks=thinned(study.numbers[key]))
-    return plots.BandPlot(bands, title, study.short(key), x_names=values)
+    return plots.BandPlot(bands, title, study.short(key), x_names=[study.look(key, value) for value in values])
 
 
 def axis(study: Study, key: str) -> dict[str, float]:

@@ -13,9 +13,10 @@ from typing import Any
 
 from experiments import _report_figures as figures
 from experiments import _report_tables as tables
+from experiments._report_figures import best_first
 from experiments._report_measures import REFERENCE, is_number
 from experiments._report_runs import Broken, Run
-from experiments._report_studies import Estimate, Labels, Line, Study, named, once, text
+from experiments._report_studies import SCORE, Estimate, Labels, Line, Study, named, once, scores, text
 from ua import plots
 
 TEMPLATE = Path(__file__).with_name("_report_page.html")
@@ -107,7 +108,8 @@ def study_view(study: Study, parts: Sequence[Part], number: int, pictures: Pictu
     return {
         "id": f"experiment-{number}",
         "heading": "Results" if all(other is study for other, _, _ in parts) else study.experiment,
-        "varied": [(key, ", ".join(values)) for key, values in study.values.items()],
+        "varied": [(key, ", ".join(study.look(key, one) for one in values)) for key, values in study.values.items()],
+        "score": score_view(study, number),
         "notes": notes(study),
         "blocks": [
             {
@@ -119,6 +121,22 @@ def study_view(study: Study, parts: Sequence[Part], number: int, pictures: Pictu
             for place, (block, charts) in enumerate(own)
         ],
         "pictures": pictures.of(study),
+    }
+
+
+def score_view(study: Study, number: int) -> dict[str, Any] | None:
+    """The settings ranked by the score of their runs, None where there are no scores."""
+    ranked = scores(study)
+    if ranked is None:
+        return None
+    best = best_first(ranked, ranked.within(()))[0]
+    mean = ranked.final(best)[SCORE].mean
+    charts = figures.charts(ranked, (), True)
+    return {
+        "id": f"experiment-{number}-score",
+        "sentence": f"The lowest score is {mean:.3g}, of {ranked.about(best) if ranked.axes else 'the only setting'}.",
+        "table": mean_table(ranked, ()),
+        "charts": [chart_view(chart, f"s{number}-{rank}") for rank, chart in enumerate(charts)],
     }
 
 
@@ -169,14 +187,14 @@ def mean_table(study: Study, block: Labels) -> dict[str, Any]:
     forms, best = tables.formats(study, block), tables.best_lines(study, block)
     labels = once(name for line in lines for name, _ in line.labels)
     return {
-        "head": " \N{MIDDLE DOT} ".join([*map(study.short, study.axes), *labels]) or "all rows",
+        "heads": [*map(study.short, study.axes), *labels] or ["all rows"],
         "columns": [
             {"name": name, "arrow": figures.ARROWS[study.better[name]].strip(), "count": counts(study, lines, name)}
             for name in measures
         ],
         "rows": [
             {
-                "head": row_head(study, line),
+                "heads": row_heads(study, line, labels),
                 "reference": line.setting is None and bool(study.keys),
                 "cells": [
                     cell(study.final(line).get(name), forms[name], line in best.get(name, ())) for name in measures
@@ -190,10 +208,14 @@ def mean_table(study: Study, block: Labels) -> dict[str, Any]:
     }
 
 
-def row_head(study: Study, line: Line) -> str:
-    place = study.place(line)
-    words = [*(place[key] for key in study.axes if place), *(text(value) for _, value in line.labels)]
-    return " \N{MIDDLE DOT} ".join(words) or study.experiment
+def row_heads(study: Study, line: Line, labels: Sequence[str]) -> list[str]:
+    """A cell for each swept key and label; those of no setting have one for all."""
+    there, place = dict(line.labels), study.place(line)
+    if study.axes and not place:
+        return [named(line.labels) or study.experiment]
+    keys = [study.look(key, place[key]) for key in study.axes]
+    dash = "\N{EN DASH}"
+    return [*keys, *(text(there[name]) if name in there else dash for name in labels)] or [study.experiment]
 
 
 def counts(study: Study, lines: Sequence[Line], measure: str) -> str:
@@ -313,12 +335,20 @@ def run_table(content: Content) -> dict[str, Any]:
     """The runs as a table: column names, and cells with whether they are numbers."""
     rows = tables.run_rows(content.runs, content.broken, content.studies, content.used)
     columns = once(name for row in rows for name in row)
+    looks = {
+        (key, value): study.look(key, value)
+        for study in content.studies
+        for key, values in study.values.items()
+        for value in values
+    }
     return {
         "columns": columns,
         "rows": [
             [
                 {
-                    "text": "\N{EN DASH}" if row.get(name) is None else text(row[name]),
+                    "text": "\N{EN DASH}"
+                    if row.get(name) is None
+                    else looks.get((name, value := text(row[name])), value),
                     "number": is_number(row.get(name)),
                 }
                 for name in columns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ class Run:
         experiment: the name that the command line gave, else the module's.
         keys: dotted key -> value, everything in config.yaml.
         labels, measures: the columns of metrics.csv before and after `step`.
+        score: `score` of summary.json, what sweeps and searches are about; None where it has none.
         finished: whether it ended well; the rows of one that did not are those that it had measured.
     """
 
@@ -38,6 +40,7 @@ class Run:
     measures: Sequence[str]
     rows: Sequence[Row] = field(repr=False)
     finished: bool
+    score: float | None = None
 
     @property
     def commit(self) -> str:
@@ -139,6 +142,7 @@ def read_run(folder: Path, name: str) -> Run:
         measures=measures,
         rows=rows,
         finished=(folder / "summary.json").exists(),
+        score=read_score(folder / "summary.json"),
     )
 
 
@@ -152,6 +156,13 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} holds no object")
     return values
+
+
+def read_score(path: Path) -> float | None:
+    """The finite number `score` of a summary, None where there is none."""
+    score = read_object(path).get("score") if path.exists() else None
+    number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+    return float(score) if number and score is not None else None
 
 
 def experiment_of(command: Any, config: Mapping[str, Any]) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments._report_measures import (
     METHOD,
     OWN_UNITS,
+    REFERENCE,
     Pair,
     direction,
     is_cost,
@@ -33,6 +34,7 @@ FACTORS = (METHOD, "guide", "scale", "regime")  # what experiments are about: me
 OF_IMAGES = ("dataset", "split")  # what kind of image it is, and no condition that it was measured under
 READABLE = 40  # combinations of other labels that a person may still want to read
 ABSENT = "absent"
+SCORE = "score"
 AROUND = ("commit", "device")  # differ without being asked to
 
 Setting = tuple[str, ...]
@@ -139,13 +141,24 @@ class Study:
         directed = [name for name in self.measures if self.better[name]]
         return next((name for name in directed if not is_cost(name)), (directed or self.measures)[0])
 
+    def look(self, key: str, value: str) -> str:
+        """A value of a swept key for people: 3 significant digits, more only where two would look the same."""
+        if key not in self.numbers:
+            return value
+        for digits in range(3, 10):
+            looks = [rounded(number, digits) for number in self.numbers[key]]
+            look = looks[self.values[key].index(value)]
+            if looks.count(look) == 1:
+                return look
+        return value
+
     def within(self, block: Labels) -> list[Line]:
         return [line for line in self.lines if line.block == block]
 
     def about(self, line: Line) -> str:
         """What a line is, in words: its swept keys, and its labels where those tell lines apart."""
         place = self.place(line)
-        keys = [f"{self.short(key)} {place[key]}" for key in self.axes if key in place]
+        keys = [f"{self.short(key)} {self.look(key, place[key])}" for key in self.axes if key in place]
         alone = bool(keys) and len(once(other.labels for other in self.lines if other.setting is not None)) == 1
         return ", ".join([*keys, *([named(line.labels)] if line.labels and not alone else [])]) or "mean"
 
@@ -179,6 +192,20 @@ def studies(runs: Sequence[Run], choice: Choice) -> list[Study]:
     if not found and any(run.rows for run in runs):
         raise ValueError(f"where={dict(choice.where)}: no row of any run is like that")
     return found
+
+
+def scores(study: Study) -> Study | None:
+    """The same settings with `score` of the runs' summaries as their only measure, None where none is there."""
+    lines: Lines = {}
+    for setting, runs in study.settings.items():
+        members: dict[Hashable, list[float]] = {run.name: [run.score] for run in runs if run.score is not None}
+        if members:
+            lines[Line(setting, (), ())] = {None: {SCORE: estimate(members)}}
+    if not lines:
+        return None
+    only: dict[str, Any] = {"measures": [SCORE], "better": {SCORE: "min"}, "unit": "run", "lines": lines}
+    nothing: dict[str, Any] = {"averaged": {}, "mixed": [], "constant": {}, "dropped": 0}
+    return replace(study, experiment=f"{study.experiment} {SCORE}", **only, **nothing)
 
 
 def check(runs: Sequence[Run], choice: Choice) -> None:
@@ -224,7 +251,8 @@ def selection(runs: Sequence[Run], choice: Choice) -> Selection:
     columns = once(name for run in runs for name in run.measures)
     pairs, called = with_ratios(pairs, [name for name in columns if name.endswith(OWN_UNITS)])
     columns = [called.get(name, name) for name in columns]
-    chosen = [called.get(name, name) for name in choice.measures] or varying_measures(columns, pairs)
+    results = [name for name in columns if not name.endswith(f"_{REFERENCE}")] or columns
+    chosen = [called.get(name, name) for name in choice.measures] or varying_measures(results, pairs)
     better = {called.get(name, name): which for name, which in choice.better.items()}
     return Selection(pairs, [name for name in columns if name in chosen], better)
 
@@ -533,6 +561,13 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(text, value))}]"
     return "none" if value is None else str(value)
+
+
+def rounded(number: float, digits: int) -> str:
+    """So many significant digits, whole numbers as they are."""
+    if number.is_integer() and abs(number) < 1e10:
+        return str(int(number))
+    return f"{number:.{digits}g}" if abs(number) < 10**digits else f"{number:.0f}"
 
 
 def listed(value: Any) -> list[Any]:

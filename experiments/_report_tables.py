@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments._report_figures import best_first, number_format
 from experiments._report_runs import Broken, Run
-from experiments._report_studies import AROUND, Choice, Estimate, Labels, Line, Study, once, selected, text
+from experiments._report_studies import AROUND, SCORE, Choice, Estimate, Labels, Line, Study, once, selected, text
 from ua import tables
 from ua.statistics import Interval
 from ua.tracking import Row
@@ -18,9 +18,10 @@ INTERVAL = "95 %"
 
 
 def lines_in_order(study: Study, block: Labels) -> list[Line]:
-    """The rows of a table: by their keys or, where more than two were swept, the best of the main measure first."""
+    """The rows of a table: by their keys; scores, and more than two keys, the best of the main measure first."""
     lines = study.within(block)
-    return lines if len(study.axes) <= 2 else best_first(study, lines)
+    ranked = len(study.axes) > 2 or study.measures == [SCORE]
+    return best_first(study, lines) if ranked else lines
 
 
 def heading(study: Study, line: Line) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def shown(study: Study, block: Labels) -> list[Row]:
     rows = []
     for line in lines_in_order(study, block):
         row = heading(study, line)
+        for key, value in study.place(line).items():
+            row[key] = plain(float(study.look(key, value))) if key in study.numbers else value
         for measure in study.measures:
             there = study.final(line).get(measure)
             row[measure] = None if there is None else there.mean

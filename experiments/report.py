@@ -18,7 +18,7 @@ from experiments import _report_figures as figures
 from experiments import _report_page as page
 from experiments import _report_tables as tables
 from experiments._report_runs import Broken, Run, find_runs
-from experiments._report_studies import Choice, Labels, Study, studies
+from experiments._report_studies import SCORE, Choice, Labels, Study, scores, studies
 from ua.tracking import Tracker, write_text
 
 
@@ -81,6 +81,11 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     listing = tables.run_rows(runs, broken, found, used)
     write_text(tracker.folder / "tables" / "runs.csv", tables.csv_text(listing))
     tracker.table("runs", listing, caption="The runs that were read.")
+    for study in found:
+        if (ranked := scores(study)) is not None:
+            write_table(ranked, (), tracker)
+            write_text(tracker.folder / "tables" / f"{figures.file_name('all', ranked)}.csv", tables.csv_of(ranked))
+            part_charts(ranked, (), config, tracker)
     blocks = [(study, block) for study in found for block in page.shown_blocks(study)]
     parts = [(study, block, part_charts(study, block, config, tracker)) for study, block in blocks]
     content = page.Content(config.title, command_of(tracker), runs, broken, used, found, parts, config.pictures)
@@ -147,7 +152,15 @@ def conclusion(study: Study) -> dict[str, Any]:
             measure: {"best": [study.about(line) for line in lines], "mean": study.final(lines[0])[measure].mean}
             for measure, lines in winners.items()
         }
-    return {"keys": study.keys, "best": best}
+    return {"keys": study.keys, **best_score(study), "best": best}
+
+
+def best_score(study: Study) -> dict[str, Any]:
+    """The lowest score with its setting, in full; nothing where the runs have none."""
+    if (ranked := scores(study)) is None:
+        return {}
+    line = figures.best_first(ranked, ranked.within(()))[0]
+    return {SCORE: {"best": tables.heading(ranked, line), "mean": ranked.final(line)[SCORE].mean}}
 
 
 def command_of(tracker: Tracker) -> str:

@@ -391,7 +391,7 @@ class HeatMap:
     """A table of numbers as colours.
 
     values: (rows, columns), NaN where there is none; each is printed with `form`. better: "min" or "max" marks the best
-    (all that look equal to it) and makes it the bright end of the colours; "" does neither.
+    (where no other looks equal to it) and makes it the bright end of the colours; "" does neither.
     """
 
     values: NDArray[np.float64]
@@ -502,15 +502,16 @@ def _heat_map(axes: Axes, each: HeatMap) -> None:
 
     finite = each.values[np.isfinite(each.values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    bright, dim = (low, high) if each.better == "min" else (high, low)
+    bright = low if each.better == "min" else high
     sign = -1.0 if each.better == "min" else 1.0
-    colours = quantity(torch.from_numpy(sign * each.values), sign * dim, sign * bright)
+    colours = _heat_colours(each, sign)
     best = format(bright, each.form) if each.better and high > low else None
+    alone = sum(format(value, each.form) == best for value in finite) == 1
     for row, column in np.ndindex(each.values.shape):
         value, colour = each.values[row, column], colours[row, column]
         label = "" if np.isnan(value) else format(value, each.form)
         axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, facecolor=tuple(colour), linewidth=0))
-        strong = label == best
+        strong = alone and label == best
         if strong:
             place = (column - 0.45, row - 0.43)
             axes.add_patch(Rectangle(place, 0.9, 0.86, fill=False, edgecolor=VERMILION, linewidth=2.2))
@@ -526,3 +527,14 @@ def _heat_map(axes: Axes, each: HeatMap) -> None:
     axes.set_title(each.title)
     axes.set_xlabel(each.x_label)
     axes.set_ylabel(each.y_label)
+
+
+def _heat_colours(each: HeatMap, sign: float) -> Picture:
+    """Colours of a heat map over at least 2 % of the mean magnitude, so that noise looks like noise; grey if equal."""
+    values = sign * each.values
+    finite = values[np.isfinite(values)]
+    if len({format(value, each.form) for value in finite}) < 2:
+        return np.full((*values.shape, 3), 0.85)
+    low, high = finite.min(), finite.max()
+    missing = max(0.0, 0.02 * np.abs(finite).mean() - (high - low))
+    return quantity(torch.from_numpy(values), low - missing / 2, high + missing / 2)

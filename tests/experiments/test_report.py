@@ -21,7 +21,7 @@ from experiments import _report_studies as studies_of
 from experiments import report
 from experiments._report_figures import number_format
 from experiments._report_studies import Choice, Line
-from ua import run, tracking
+from ua import plots, run, tracking
 from ua.statistics import bootstrap_mean
 from ua.tracking import Tracker, write_text
 
@@ -37,7 +37,7 @@ def one_environment():
         yield
 
 
-def make_run(folder, config, values, *, finish=True, name="toy"):
+def make_run(folder, config, values, *, finish=True, name="toy", score=None):
     """A run folder with rows of a fit at steps 0 and 5 and of a baseline; `values(image, step)`: the fit's PSNR."""
     command = f"python -m ua.run experiment={name}"
     with Tracker(folder, {"module": name, **config}, seed=config.get("seed", 0), command=command) as tracker:
@@ -48,7 +48,7 @@ def make_run(folder, config, values, *, finish=True, name="toy"):
                     {"psnr": values(number, step), "seconds": 0.2 + step}, step=step, image=image, scale=8, method="fit"
                 )
         if finish:
-            tracker.summary({"ok": 1})
+            tracker.summary({"ok": 1} if score is None else {"score": score})
     return folder
 
 
@@ -267,8 +267,14 @@ def test_everything_is_escaped(two_keys, tmp_path):
 def test_numbers_stand_right_and_the_best_is_bold(two_keys):
     _, out, _ = two_keys
     text = (out / "report.html").read_text()
-    assert re.search(r'<th scope="row">16 · 0.24 · fit</th>\s*<td class="number best"><b>34.00</b>', text)
-    assert re.search(r'<tr class="reference"><th scope="row">bilinear</th>\s*<td class="number">21.00<small>', text)
+    head = '<th scope="row">16</th><th scope="row">0.24</th><th scope="row">fit</th>'
+    assert re.search(
+        rf'{head}\s*<td class="number best"><b>34.00</b>',
+        text,
+    )
+    assert re.search(
+        r'<tr class="reference"><th scope="row" colspan="3">bilinear</th>\s*<td class="number">21.00<small>', text
+    )
     markdown = (out / "tables" / "toy_means.md").read_text()
     assert "**34.00**" in markdown and markdown.count("**34.00**") == 1 and "[30.00, 38.00]" in markdown
 
@@ -535,3 +541,61 @@ def test_directions_are_told_by_the_words_of_a_name():
 )
 def test_number_formats(values, text):
     assert format(values[0] if values else 0, number_format(values)) == text
+
+
+def test_settings_are_ranked_by_the_score_of_their_summaries(tmp_path):
+    for number, (sigma, sigma_r) in enumerate([(0.96752, 0.1), (0.96752, 0.2), (2.0, 0.1), (2.0, 0.2)]):
+        config = {"fit": {"sigma": sigma, "sigma_r": sigma_r}}
+        score = [-0.1, -0.3, -0.2, 0.4][number]
+        make_run(tmp_path / "runs" / str(number), config, lambda image, step, n=number: 25.0 + n, score=score)
+    summary = make_report(tmp_path / "out", tmp_path / "runs")
+    best = {"best": {"fit.sigma": 0.96752, "fit.sigma_r": 0.2}, "mean": -0.3}
+    assert summary["experiments"]["toy"]["score"] == best, "in full"
+    rows = table(tmp_path / "out" / "tables" / "toy_score_all.csv")
+    assert [row["score"] for row in rows] == ["-0.3", "-0.2", "-0.1", "0.4"]
+    assert "**-0.300**" in (tmp_path / "out" / "tables" / "toy_score_means.md").read_text()
+    assert (tmp_path / "out" / "tables" / "toy_score_means.tex").exists()
+    assert (tmp_path / "out" / "figures" / "toy_score_heat_maps.png").exists()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The lowest score is -0.3, of sigma 0.968, sigma_r 0.2." in page
+    assert page.index("<h3>Score</h3>") < page.index('aria-label="Means "')
+    assert re.search(
+        r'<th scope="row">0.968</th><th scope="row">0.2</th>\s*<td class="number best"><b>-0.300</b>', page
+    )
+
+
+def test_values_of_keys_have_three_digits_unless_two_look_the_same(tmp_path):
+    for number, rate in enumerate((0.9675293953, 0.191271, 0.191341, 1000.0)):
+        make_run(tmp_path / str(number), {"lr": rate}, lambda image, step, n=number: 25.0 + n)
+    study = study_of(tmp_path)
+    looks = [study.look("lr", value) for value in study.values["lr"]]
+    assert looks == ["0.19127", "0.19134", "0.968", "1000"]
+
+
+def test_reference_columns_are_no_results_unless_asked_for(tmp_path):
+    with Tracker(tmp_path, {"module": "toy"}) as tracker:
+        for number, image in enumerate(IMAGES):
+            tracker.log({"psnr": 25.0 + number, "psnr_bilinear": 20.0 + number}, image=image, method="fit")
+        tracker.summary({})
+    assert study_of(tmp_path).measures == ["psnr"]
+    assert study_of(tmp_path, measures=["psnr_bilinear"]).measures == ["psnr_bilinear"]
+
+
+def heat(values, form=".4f"):
+    """The face colours of the cells of a heat map, and how many frames it has."""
+    (axes,) = plots.heat_maps(
+        [plots.HeatMap(np.array([values]), [*map(str, values)], ["p"], "", "", "", form, "max")]
+    ).axes
+    cells = [patch.get_facecolor()[:3] for patch in axes.patches if patch.get_fill()]
+    return np.array(cells), sum(not patch.get_fill() for patch in axes.patches)
+
+
+def test_heat_maps_do_not_exaggerate():
+    close, frames = heat([0.9060, 0.9070])
+    far, _ = heat([0.5, 0.9])
+    assert frames == 1 and np.abs(close[1] - close[0]).sum() < 0.2 * np.abs(far[1] - far[0]).sum()
+    equal, frames = heat([0.5, 0.5])
+    assert frames == 0 and np.ptp(equal) == 0, "grey"
+    assert heat([0.9, 0.9, 0.5])[1] == 0, "no cell is the best alone"
+    assert figures_of.without_timings(["psnr", "fit_seconds"], False) == ["psnr"]
+    assert figures_of.without_timings(["psnr", "fit_seconds"], True) == ["psnr", "fit_seconds"]
