@@ -26,7 +26,7 @@ from ua.datasets import Sample
 from ua.degrade import area, network_like, one_hot
 from ua.features import descriptor_bank
 from ua.rendering import to_grid
-from ua.tracking import Tracker, now
+from ua.tracking import Tracker, choose_device, now
 
 REGIMES = ("average", "network")  # exact area average | misplaced, blurred and noisy like a network's output
 COLOUR = "colour"
@@ -259,6 +259,8 @@ def load(data: Mapping[str, Mapping[str, Any]], split: str | None, tracker: Trac
             continue
         for sample in found:
             if split is not None and sample.split != split:
+                if options.get("names"):
+                    tracker.say(f"{sample.name} is left out: it is in the split {sample.split or 'of no name'}")
                 continue
             twin = next((other.name for other in samples if torch.equal(other.image, sample.image)), None)
             if twin is not None:
@@ -278,6 +280,20 @@ def load(data: Mapping[str, Mapping[str, Any]], split: str | None, tracker: Trac
             "bring the data back, or choose another folder"
         )
     return samples
+
+
+def prepare(
+    config: Common, fits: Mapping[str, ua.FitConfig], tracker: Tracker
+) -> tuple[str, list[Sample], dict[str, Method]]:
+    """What every experiment on the bench begins with: the device, the samples, and the methods, compiled.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: see `choose_device`, `load` and `methods`.
+    """
+    device = choose_device(config.device)
+    samples = load(config.data, config.split, tracker)
+    warm_up(fits.values(), config.backend, device)
+    return device, samples, methods(config.baseline, fits, config.backend)
 
 
 def each(samples: Sequence[Sample], device: str, tracker: Tracker) -> Iterator[Sample]:

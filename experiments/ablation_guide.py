@@ -25,7 +25,7 @@ from ua import plots
 from ua.baselines import bilinear
 from ua.datasets import Sample
 from ua.statistics import Interval
-from ua.tracking import Tracker, choose_device
+from ua.tracking import Tracker
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 RANGE = (0.01, 0.99)  # quantiles of a guide without a range of its own that become 0 and 1
@@ -109,11 +109,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     Raises:
         TypeError, ValueError, FileNotFoundError: an unknown name or option, or no data at all.
     """
-    device = choose_device(config.device)
-    samples = bench.load(config.data, config.split, tracker)
     fits = {name: ua.preset(name) for name in config.presets}
-    methods = bench.methods(config.baseline, fits, config.backend)
-    bench.warm_up(fits.values(), config.backend, device)
+    device, samples, methods = bench.prepare(config, fits, tracker)
     for sample in bench.each(samples, device, tracker):
         for scale in config.scales:
             grid = bench.grid_of(sample.image, scale)

@@ -44,6 +44,7 @@ COLUMNS = {
 }
 RATIOS = ("depth_rmse", "feature_rmse", "normal_angle")
 CURVES = ("PSNR (dB)", "depth RMSE / bilinear", "feature RMSE / bilinear", "mIoU")
+TICK_RATIO = 4
 SECONDS = "seconds"  # of the fit and of rendering the features
 
 
@@ -148,6 +149,9 @@ class Config:
             if name in taken:
                 raise ValueError(f"curves, presets and baselines must have different names, got {name!r} twice")
             taken.append(name)
+        name = settings_name(self.fit)
+        if name in ua.PRESETS and self.fit.steps != ua.preset(name).steps:
+            raise ValueError(f"fit.steps={self.fit.steps} is not used here: say steps=[...], the numbers to look at")
         curves(self)
         rules(self)
 
@@ -478,7 +482,7 @@ def convergence(config: Config, means: Means, title: str) -> Any:
 
     arrow = {"max": "\N{UPWARDS ARROW}", "min": "\N{DOWNWARDS ARROW}"}
     better = {title: which for title, _, which in COLUMNS.values()}
-    ticks = names[FITTED].steps
+    ticks = spaced(names[FITTED].steps)
     return plots.curves(
         [
             [plots.Plot(lines(n, False), f"{n} {arrow[better[n]]}", "steps", ticks=ticks) for n in measured],
@@ -486,6 +490,15 @@ def convergence(config: Config, means: Means, title: str) -> Any:
         ],
         title=title,
     )
+
+
+def spaced(steps: Sequence[int]) -> list[int]:
+    """Those whose labels have room on a logarithmic axis."""
+    kept: list[int] = []
+    for step in steps:
+        if not kept or step >= TICK_RATIO * kept[-1]:
+            kept.append(step)
+    return kept
 
 
 def picture(config: Config, sample: Sample, device: str, tracker: Tracker) -> Any:

@@ -13,7 +13,7 @@ import ua
 from experiments import _ablation_report as reports
 from experiments import _bench as bench
 from experiments import _effects as effects
-from ua.tracking import Tracker, choose_device
+from ua.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     Raises:
         TypeError, ValueError, FileNotFoundError: an unknown name or option, or no data at all.
     """
-    device = choose_device(config.device)
-    samples = bench.load(config.data, config.split, tracker)
-    methods = bench.methods(config.baseline, fits(config), config.backend)
-    bench.warm_up(fits(config).values(), config.backend, device)
+    device, samples, methods = bench.prepare(config, fits(config), tracker)
     for sample in bench.each(samples, device, tracker):
         guide = bench.clean(sample, device)
         for scale in config.scales:

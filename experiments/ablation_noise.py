@@ -7,7 +7,7 @@ the fit imitates, and with the clean one ("clean PSNR"): the paper observes that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from experiments._effects import Effect
 from experiments._panels import signal_panels
 from ua import corrupt, plots
 from ua.datasets import Sample
-from ua.tracking import Tracker, choose_device
+from ua.tracking import Tracker
 
 OF_THE_GUIDE = ("PSNR", "SSIM")  # compare with the guide itself, so not between guides
 SHOWN = ("depth", "features", "mIoU", "clean PSNR")  # in the figures of severity
@@ -61,11 +61,6 @@ def settings(config: Config) -> dict[str, ua.FitConfig]:
     return bench.settings(config.presets, config.variants)
 
 
-def methods(config: Config) -> dict[str, bench.Method]:
-    """Every method by name."""
-    return bench.methods(config.baseline, settings(config), config.backend)
-
-
 def guides(config: Config) -> list[str]:
     """All guides, the clean one first."""
     return effects.in_order([bench.CLEAN, *config.guides])
@@ -80,18 +75,16 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     Raises:
         TypeError, ValueError, FileNotFoundError: an unknown name or option, or no data at all.
     """
-    device = choose_device(config.device)
-    samples = bench.load(config.data, config.split, tracker)
-    bench.warm_up(settings(config).values(), config.backend, device)
+    device, samples, methods = bench.prepare(config, settings(config), tracker)
     for sample in bench.each(samples, device, tracker):
         for scale in config.scales:
             problem = problem_of(config, sample, scale, device)
             for name in guides(config):
                 guide = bench.corrupted(sample, name, config.degradation_seed, device)
-                bench.measure(problem, guide, methods(config), tracker, reconstruction=True, scale=scale)
+                bench.measure(problem, guide, methods, tracker, reconstruction=True, scale=scale)
     for sample in samples:
         if sample.name == config.picture:
-            tracker.figure(f"panels_{sample.name}", picture(config, sample, device))
+            tracker.figure(f"panels_{sample.name}", picture(config, sample, methods, device))
     return {"images": [sample.name for sample in samples], **report(config, tracker)}
 
 
@@ -174,7 +167,7 @@ def cost_table(config: Config, part: Sequence[Effect], name: str, tracker: Track
     return result
 
 
-def picture(config: Config, sample: Sample, device: str) -> Any:
+def picture(config: Config, sample: Sample, methods: Mapping[str, bench.Method], device: str) -> Any:
     """Guide, LR, bilinear, the first presets or variants, truth and errors of the depth (else features), by guide."""
     problem = problem_of(config, sample, config.scales[0], device)
     shown = [bench.YARDSTICK, *settings(config)][:3]
@@ -185,7 +178,7 @@ def picture(config: Config, sample: Sample, device: str) -> Any:
         image = bench.corrupted(sample, name, config.degradation_seed, device).image
         upsamplers = {
             method.replace("_", " "): how.prepare(image, problem.grid)
-            for method, how in methods(config).items()
+            for method, how in methods.items()
             if method in shown
         }
         results = {title: upsample(signal.low, signal.low_valid)[0] for title, upsample in upsamplers.items()}

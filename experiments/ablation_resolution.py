@@ -25,7 +25,7 @@ from experiments._panels import signal_panels
 from ua import metrics, plots
 from ua.datasets import Sample
 from ua.degrade import area
-from ua.tracking import Row, Tracker, choose_device
+from ua.tracking import Row, Tracker
 
 SHOWN = ("PSNR", "depth", "features", "mIoU")  # in the figures
 
@@ -71,11 +71,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     Raises:
         TypeError, ValueError, FileNotFoundError: an unknown name or option, or no data at all.
     """
-    device = choose_device(config.device)
-    samples = bench.load(config.data, config.split, tracker)
     fits = {name: ua.preset(name) for name in config.presets}
-    methods = bench.methods(config.baseline, fits, config.backend)
-    bench.warm_up(fits.values(), config.backend, device)
+    device, samples, methods = bench.prepare(config, fits, tracker)
     for sample in bench.each(samples, device, tracker):
         for output, cells in sizes(config):
             problem = problem_of(config, sample, output, cells, device)

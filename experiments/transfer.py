@@ -19,7 +19,7 @@ from experiments._panels import NOT_SHOWN, signal_panels
 from ua import plots
 from ua.averages import averages_truth
 from ua.datasets import Sample
-from ua.tracking import Tracker, choose_device, now
+from ua.tracking import Tracker, now
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     Raises:
         TypeError, ValueError, FileNotFoundError: an unknown name or option, or no data at all.
     """
-    device = choose_device(config.device)
-    samples = bench.load(config.data, config.split, tracker)
-    bench.warm_up(settings(config).values(), config.backend, device)
+    device, samples, _ = bench.prepare(config, settings(config), tracker)
     for sample in bench.each(samples, device, tracker):
         measure(config, sample, device, tracker)
     if config.predictions and "network" in config.regimes and "shared" in config.data:

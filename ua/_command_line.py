@@ -140,6 +140,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     def refuse(message: str) -> NoReturn:
         raise ValueError(message)
 
+    # Hydra makes the parser, so there is no class of ours whose method this could be.
     parser.error = refuse  # type: ignore[method-assign]
     flags, rest = parser.parse_known_intermixed_args(list(arguments))
     for word in rest:
