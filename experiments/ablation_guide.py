@@ -45,11 +45,11 @@ class Config(bench.Scaled):
     Attributes:
         guides: names of `GUIDES`, or "self": the bilinearly upsampled signal. A guide that a sample does not have is
             left out for it.
-        picture: name of the sample whose guides are shown; one that is not among the data gives no picture.
+        picture: name of the sample whose guides are shown; None, or one that is not among the data: no picture.
     """
 
     guides: list[str]
-    picture: str
+    picture: str | None
 
     def __post_init__(self) -> None:
         super().__post_init__()

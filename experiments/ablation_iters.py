@@ -61,12 +61,12 @@ class PictureConfig:
     """What the panel picture shows.
 
     Attributes:
-        image: name of a sample; one that is not among the data gives no picture.
+        image: name of a sample; None, or one that is not among the data: no picture.
         scale: HR pixels per LR cell, >= 1.
         steps: of the fit, >= 0.
     """
 
-    image: str
+    image: str | None
     scale: int
     steps: int
 

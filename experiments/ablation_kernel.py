@@ -23,13 +23,17 @@ class Config(bench.Scaled):
     Attributes:
         base: the preset whose fields are exchanged; it is measured, too.
         factors: factor -> value -> the fields of `ua.FitConfig` that make it.
+        only: the factors that are measured; None: all.
     """
 
     base: str
     factors: dict[str, dict[str, dict[str, Any]]]
+    only: list[str] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.only is not None:
+            bench.check_names("only", self.only, self.factors)
         bench.check_different("factors, presets and baselines", self.baseline, fits(self))
 
 
@@ -43,6 +47,7 @@ def settings(config: Config) -> dict[str, ua.FitConfig]:
     return {
         f"{factor}: {value}": base.replace(**fields)
         for factor, values in config.factors.items()
+        if config.only is None or factor in config.only
         for value, fields in values.items()
     }
 

@@ -33,14 +33,14 @@ class Config(bench.Scaled):
         guides: names of `ua.corrupt.CORRUPTIONS`; "clean" is added, since it is what the others are compared with.
         variants: name -> {preset: of the library ("default" where it is not given), field of `ua.FitConfig`: value}.
         severities: kind of corruption -> guide -> how strong, for the curves; drawn of those that are measured.
-        picture: name of the sample that is shown, at the first scale; one that is not among the data gives no picture.
-        pictured: guides that it is shown with.
+        picture: name of the sample shown at the first scale; None, or one that is not among the data: no picture.
+        pictured: guides that it is shown with, those of them that are measured.
     """
 
     guides: list[str]
     variants: dict[str, dict[str, Any]]
     severities: dict[str, dict[str, Any]]
-    picture: str
+    picture: str | None
     pictured: list[str]
 
     def __post_init__(self) -> None:
@@ -66,6 +66,11 @@ def guides(config: Config) -> list[str]:
     return effects.in_order([bench.CLEAN, *config.guides])
 
 
+def pictured(config: Config) -> list[str]:
+    """The measured guides that the picture shows."""
+    return [name for name in config.pictured if name in guides(config)]
+
+
 def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     """Measures what metrics.csv does not hold yet, then draws and sums up all of it.
 
@@ -83,7 +88,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
                 guide = bench.corrupted(sample, name, config.degradation_seed, device)
                 bench.measure(problem, guide, methods, tracker, reconstruction=True, scale=scale)
     for sample in samples:
-        if sample.name == config.picture:
+        if sample.name == config.picture and pictured(config):
             tracker.figure(f"panels_{sample.name}", picture(config, sample, methods, device))
     return {"images": [sample.name for sample in samples], **report(config, tracker)}
 
@@ -174,7 +179,7 @@ def picture(config: Config, sample: Sample, methods: Mapping[str, bench.Method],
     name_of_signal = "depth" if "depth" in bench.names_of(sample) else "features"
     signal = problem.signals[config.regimes[0], name_of_signal]
     rows = []
-    for name in config.pictured:
+    for name in pictured(config):
         image = bench.corrupted(sample, name, config.degradation_seed, device).image
         upsamplers = {
             method.replace("_", " "): how.prepare(image, problem.grid)

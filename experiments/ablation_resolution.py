@@ -39,14 +39,14 @@ class Config(bench.Common):
         output: pixels a side, >= the most cells.
         outputs: pixels a side, all with `output_cells` cells a side.
         output_cells: cells a side, >= 1.
-        picture: name of the sample that is shown; one that is not among the data gives no picture.
+        picture: name of the sample that is shown; None, or one that is not among the data: no picture.
     """
 
     cells: list[int]
     output: int
     outputs: list[int]
     output_cells: int
-    picture: str
+    picture: str | None
 
     def __post_init__(self) -> None:
         super().__post_init__()

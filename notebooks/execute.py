@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
+from ua import plugins
 from ua.tracking import write_text
 
 FOLDER = Path(__file__).resolve().parent
@@ -69,7 +70,12 @@ def lighten(data: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    for name in sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
+    known = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    names = sys.argv[1:] or known
+    for name in names:
+        if name not in known:
+            sys.exit(f"error: {plugins.unknown('notebook', name, known)}")
+    for name in names:
         path = FOLDER / f"{name}.ipynb"
         [notebook] = executed([path])  # a kernel of its own for each
         write_text(path, nbformat.writes(notebook) + "\n")

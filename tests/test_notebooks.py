@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from notebooks.execute import FOLDER, KERNEL, executed
+from notebooks.execute import FOLDER, KERNEL, executed, main
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -82,3 +82,9 @@ def test_files_that_it_links_to_are_there(path):
         link for cell in cells if cell.cell_type == "markdown" for link in re.findall(r"\]\(([\w./]+)\)", cell.source)
     ]
     assert all((Path(FOLDER) / link).exists() for link in links), links
+
+
+def test_a_misspelt_notebook_is_an_error_that_names_the_nearest(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["execute", "quickstart"])
+    with pytest.raises(SystemExit, match="did you mean 'quick_start'"):
+        main()

@@ -193,6 +193,8 @@ def test_marks_of_significance(difference, p, kind, mark):
     ("name", "override", "words"),
     [
         ("ablation_kernel", "+factors.radius.x={radiuss: 2}", "did you mean 'radius'"),
+        ("ablation_kernel", "only=[sigma,radus]", "did you mean 'radius'"),
+        ("ablation_kernel", "only=[]", "only must name at least one of form, radius"),
         ("ablation_kernel", "base=relesed", "did you mean 'released'"),
         ("ablation_kernel", "regimes=[average,average]", "regimes must name each once, got 'average' twice"),
         ("ablation_noise", "+variants.bilinear={preset: released}", "'bilinear' twice"),
@@ -217,7 +219,7 @@ def test_bad_values(name, override, words):
     [
         ("ablation_guide", ["guides=[self]"]),
         ("ablation_guide", ["guides=[all_bands]"]),
-        ("ablation_kernel", ["scales=[1]", "presets=[paper]", "base=default", "~factors.form", "~factors.start"]),
+        ("ablation_kernel", ["scales=[1]", "presets=[paper]", "base=default", "only=[radius]"]),
         ("ablation_noise", ["guides=[jpeg]", "pictured=[clean]", "presets=[]", "baseline=nearest"]),
         ("ablation_resolution", ["cells=[1]", "outputs=[16]", "output_cells=16", "presets=[default]"]),
     ],
@@ -229,13 +231,29 @@ def test_odd_settings_are_measured_and_drawn(name, overrides, tmp_path):
 
 
 def test_the_base_is_measured_and_what_all_are_compared_with(tmp_path):
-    few = config("ablation_kernel", "base=default", "presets=[paper]", "baseline=nearest")
-    object.__setattr__(few, "factors", {"radius": {"one": {"radius": 1}}})
+    few = config("ablation_kernel", "base=default", "presets=[paper]", "baseline=nearest", "only=[colours]")
     tracker = Tracker(tmp_path, {})
     ablation_kernel.run(few, tracker)
-    assert {row["method"] for row in tracker.rows} == {"bilinear", "nearest", "paper", "default", "radius: one"}
+    assert {row["method"] for row in tracker.rows} == {"bilinear", "nearest", "paper", "default", "colours: lab"}
     text = (tmp_path / "tables" / "ablation_kernel_network_paired.md").read_text()
-    assert "| radius: one | default " in text and "| radius: one | bilinear" in text
+    assert "| colours: lab | default " in text and "| colours: lab | bilinear" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "pictures"),
+    [
+        ("ablation_noise", ["guides=[jpeg]", "pictured=[blur,jpeg]"], {"panels_motorcycle"}),
+        ("ablation_noise", ["guides=[jpeg]", "pictured=[blur]"], set()),
+        ("ablation_noise", ["guides=[jpeg]", "pictured=[jpeg]", "picture=null"], set()),
+        ("ablation_guide", ["guides=[rgb]", "picture=null"], set()),
+        ("ablation_resolution", ["picture=null"], set()),
+    ],
+)
+def test_nothing_is_pictured_that_was_not_asked_for(name, overrides, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(_bench, "measure", lambda *_, **__: None)
+    monkeypatch.setattr(MODULES[name], "report", lambda *_: {})
+    MODULES[name].run(config(name, *overrides), Tracker(tmp_path, {}))
+    assert {path.stem for path in (tmp_path / "figures").glob("*")} == pictures
 
 
 def test_a_shrunk_image_stays_in_its_range():

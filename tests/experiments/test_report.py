@@ -551,6 +551,7 @@ def test_settings_are_ranked_by_the_score_of_their_summaries(tmp_path):
     summary = make_report(tmp_path / "out", tmp_path / "runs")
     best = {"best": {"fit.sigma": 0.96752, "fit.sigma_r": 0.2}, "mean": -0.3}
     assert summary["experiments"]["toy"]["score"] == best, "in full"
+    assert '<li><a href="#experiment-0-score">Score</a></li>' in (tmp_path / "out" / "report.html").read_text()
     rows = table(tmp_path / "out" / "tables" / "toy_score_all.csv")
     assert [row["score"] for row in rows] == ["-0.3", "-0.2", "-0.1", "0.4"]
     assert "**-0.300**" in (tmp_path / "out" / "tables" / "toy_score_means.md").read_text()
