@@ -12,6 +12,8 @@ from torch import Tensor
 # Chosen on the development images of `experiment=transfer`, whose table says how often they are right.
 LITTLE = 0.05  # of a class: what is below is 0 in averages of labels, and hardly ever exactly 0 in predictions
 NOTHING_SHARE = 0.65  # of the little that is exactly 0; half of it where noise is clamped at 0
+CERTAIN = 0.999  # cells of one class; less is roundoff
+HARD_SHARE = 0.9  # of neighbours of different classes that are both certain; all of them in hard labels
 ROUGHNESS = 0.4  # averages of depth are smooth but at edges and have less, noisy or jittered maps more
 CALM = 0.1  # second differences of less, relative to the signal's spread, are shape; 4 % of noise gives as much
 GROWTH = 1.8  # of second differences from cells next to each other to the ones after: noise has 1, a smooth surface 4
@@ -21,16 +23,17 @@ MOST_CHANNELS = 4  # signals of more channels are features, which gain by consis
 def averages_truth(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     """Whether each signal looks like the cell averages of a sharp truth.
 
-    - Class probabilities (no value below 0, sums of 1): where most of what is little is exactly nothing. A border cuts
-      any share from a cell, and elsewhere classes are absent; softmax and noise leave a little everywhere.
+    - Class probabilities (no value below 0, sums of 1): where most of what is little is exactly nothing, and cells of
+      two classes lie between those of one. A border cuts any share from a cell, and elsewhere classes are absent;
+      softmax and noise leave a little everywhere, and hard labels have no shares.
     - Up to 4 channels (depth, normals, masks): where second differences between neighbouring cells are small beside the
       spread of the signal (a smooth surface), or most of them small beside their root mean square (a few edges), or
       much smaller than those over twice the distance (a rough surface, like terrain): noise and misplacement make all
       of them large, at any distance.
     - More channels (features): always.
 
-    It looks at the signal alone, so it cannot know: a clean, sharp prediction (hard labels, the smooth depth of a good
-    network) counts as an average, and so does the single channel of a soft mask, which is not taken for a probability.
+    It looks at the signal alone, so it cannot know: a clean, sharp prediction (the smooth depth of a good network)
+    counts as an average, and so does the single channel of a soft mask, which is not taken for a probability.
 
     Args:
         signal: (B, C, h, w).
@@ -44,17 +47,36 @@ def averages_truth(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.tensor(decisions, dtype=torch.bool)
 
 
+def averages_labels(signal: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Whether each signal (B, C, h, w) looks like averages of labels: probabilities of which `averages_truth` holds.
+
+    valid: bool (B, h, w), the cells that count. Returns bool (B,).
+    """
+    known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
+    pairs = zip(signal.detach(), known, strict=True)
+    decisions = [_probabilities(values[:, mask]) and _averages_labels(values, mask) for values, mask in pairs]
+    return torch.tensor(decisions, dtype=torch.bool)
+
+
 def _averages_truth(values: Tensor, known: Tensor) -> bool:
     """Of one signal (C, h, w)."""
     cells = values[:, known].float()  # (C, cells)
-    if len(values) > 1 and cells.numel() and _probabilities(cells):
-        return nothing_share(cells) >= NOTHING_SHARE
+    if _probabilities(cells):
+        return _averages_labels(values, known)
     if len(values) > MOST_CHANNELS or not cells.numel():
         return True
     return roughness(values, known) < ROUGHNESS or calm(values, known) or growth(values, known) > GROWTH
 
 
+def _averages_labels(values: Tensor, known: Tensor) -> bool:
+    """Of the probabilities of one signal (C, h, w)."""
+    return nothing_share(values[:, known].float()) >= NOTHING_SHARE and hard_share(values, known) < HARD_SHARE
+
+
 def _probabilities(cells: Tensor) -> bool:
+    """Whether (C, n) are the probabilities of two classes or more."""
+    if len(cells) < 2 or not cells.numel():
+        return False
     return bool((cells >= 0).all()) and bool(((cells.sum(0) - 1).abs() < 1e-2).all())
 
 
@@ -65,6 +87,24 @@ def nothing_share(cells: Tensor) -> float:
     """
     little = cells[cells < LITTLE]
     return float((little == 0).float().mean()) if little.numel() else 0.0
+
+
+def hard_share(values: Tensor, known: Tensor) -> float:
+    """Of neighbouring known cells (h, w) of different classes, how many pairs are certain of both; 0 without any.
+
+    values: class probabilities (C, h, w). 1 for hard labels; averages of labels have cells of both classes between.
+    """
+    certainty, classes = values.max(0)
+    pairs = certain = 0
+    for axis in (0, 1):
+        size = classes.shape[axis] - 1
+        (one, sure, there), (other, also_sure, also_there) = (
+            [cells.narrow(axis, start, size) for cells in (classes, certainty >= CERTAIN, known)] for start in (0, 1)
+        )
+        differ = (one != other) & there & also_there
+        pairs += int(differ.sum())
+        certain += int((differ & sure & also_sure).sum())
+    return certain / pairs if pairs else 0.0
 
 
 def roughness(values: Tensor, known: Tensor) -> float:

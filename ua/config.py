@@ -56,6 +56,9 @@ class FitConfig:
             prediction.
         diffusions: steps of anisotropic diffusion along the guide that keeps averages, no more than a cell has pixels
             along an axis; >= 0. A prediction, which it only follows, takes twice as many.
+        assignments: rounds in which averages of labels (class probabilities, most of whose little values are 0) are
+            sharpened, so that every pixel belongs to nearly one class and every cell keeps its shares
+            (`ua.assignment`), with diffusion between them; >= 0. Other signals stay as they are.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         objective: what the fit minimises: a module of `ua.objectives` ("l1", which backends have fused loops for, "l2",
             "charbonnier"), or the dotted name of your own.
@@ -84,6 +87,7 @@ class FitConfig:
     signal_is: str = "auto"
     back_projections: int = 0
     diffusions: int = 0
+    assignments: int = 0
     edge: float = 0.03
     objective: str = "l1"
     steps: int = 50
@@ -100,7 +104,7 @@ class FitConfig:
             if not (0 < getattr(self, name) <= LARGEST):
                 got = f"got {getattr(self, name)!r} (accepted: above 0, at most {LARGEST:g})"
                 raise ValueError(f"{name} must be a positive number, {got}")
-        for name in ("radius", "steps", "leave_one_out", "back_projections", "diffusions"):
+        for name in ("radius", "steps", "leave_one_out", "back_projections", "diffusions", "assignments"):
             _require_number(name, getattr(self, name), int, "an integer >= 0")
             object.__setattr__(self, name, int(getattr(self, name)))
             if getattr(self, name) < 0:
@@ -186,8 +190,8 @@ PRESETS: dict[str, FitConfig] = {
         lr=0.25,
     ),
     # The best transfer on the development images of `experiment=transfer` (experiments/transfer.md): no fit, small
-    # kernels on colours as seen that are adapted to the signal, and diffusion along the guide, which keeps the averages
-    # where there are any to keep.
+    # kernels on colours as seen that are adapted to the signal, diffusion along the guide, which keeps the averages
+    # where there are any to keep, and pixels assigned to classes where the averages are those of labels.
     "default": FitConfig(
         sigma=0.9,
         sigma_unit="cell",
@@ -202,6 +206,7 @@ PRESETS: dict[str, FitConfig] = {
         leave_one_out=10,
         back_projections=1,
         diffusions=10,
+        assignments=4,
         edge=0.03,
         steps=0,
     ),

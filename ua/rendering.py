@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kernels.geometry import Factors, Support
 from ua import backends, degrade, first_order, inputs, leave_one_out, plugins
-from ua.averages import averages_truth
+from ua.assignment import assign
+from ua.averages import averages_labels, averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
 from ua.refinement import back_project, diffuse, schedule
@@ -37,8 +38,9 @@ def render(
 
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
     that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
-    (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says. The
-    Gaussians are those given: `config.leave_one_out` is the matter of `Fit.render`.
+    (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says. Averages of
+    labels are sharpened in `config.assignments` rounds (`ua.assignment`). The Gaussians are those given:
+    `config.leave_one_out` is the matter of `Fit.render`.
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -47,8 +49,8 @@ def render(
         valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
             candidate is NaN.
         config: candidates, guide, correction and refinement (`radius`, `radius_rule`, `border`, `prefilter`, `guide`,
-            `guide_lr`, `first_order`, `signal_is`, `back_projections`, `diffusions`, `edge`); None: those of the preset
-            "default".
+            `guide_lr`, `first_order`, `signal_is`, `back_projections`, `diffusions`, `edge`, `assignments`); None:
+            those of the preset "default".
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
@@ -146,7 +148,7 @@ def averages_of(signal: Tensor, valid: Tensor | None, config: FitConfig) -> Tens
 
 def refines(config: FitConfig) -> bool:
     """Whether there is more to a render than the mixture."""
-    return bool(config.back_projections or config.diffusions)
+    return bool(config.back_projections or config.diffusions or config.assignments)
 
 
 def refine(
@@ -158,7 +160,7 @@ def refine(
     averages: Tensor,
     backend: str,
 ) -> Tensor:
-    """Back-projections and diffusions of a mixture (B, C, H, W); images whose signals are of two kinds go apart."""
+    """Back-projections, diffusions and assignments of a mixture (B, C, H, W); images of two kinds go apart."""
     if not bool(averages.all()) and bool(averages.any()):
         result = torch.empty_like(out)
         for some in (averages.to(out.device), ~averages.to(out.device)):
@@ -169,11 +171,21 @@ def refine(
     average = bool(averages.all())
     for _ in range(config.back_projections if average else 0):
         out = back_project(out, signal, valid)
-    if config.diffusions:
-        (height, width), (rows, cols) = guide.shape[-2:], inputs.grid_of(signal)
-        steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
-        out = diffuse(out, signal, guide, valid, steps=steps, edge=config.edge, share=share, backend=backend)
-    return out
+    (height, width), (rows, cols) = guide.shape[-2:], inputs.grid_of(signal)
+    steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
+    smooth = partial(diffuse, steps=steps, edge=config.edge, share=share, backend=backend)
+    if steps:
+        out = smooth(out, signal, guide, valid)
+    if not (average and config.assignments):
+        return out
+    labels = averages_labels(signal, valid).to(out.device)
+    some_valid = None if valid is None else valid[labels]
+    pixels, some_signal, some_guide = out[labels], signal[labels], guide[labels]
+    for number in range(config.assignments if bool(labels.any()) else 0):
+        if number and steps:
+            pixels = smooth(pixels, some_signal, some_guide, some_valid)
+        pixels = assign(pixels, some_signal, some_valid)
+    return out.index_put((labels,), pixels)
 
 
 def make_guide(image: Tensor, config: FitConfig) -> Tensor:

@@ -138,6 +138,7 @@ def test_released_is_the_authors_code() -> None:
         "signal_is": "auto",
         "back_projections": 0,
         "diffusions": 0,
+        "assignments": 0,
         "edge": 0.03,
         "objective": "l1",
         "steps": 51,

@@ -66,7 +66,7 @@ def test_one_sigma_r_everywhere_has_a_colour_scale_all_the_same():
 def test_weights_are_those_of_the_mixture(preset):
     fit = ua.fit(IMAGE, GRID, preset=preset, backend="torch")
     signal = torch.rand(1, 1, *GRID, generator=torch.Generator().manual_seed(2))
-    plain = fit.config.replace(back_projections=0, diffusions=0)
+    plain = fit.config.replace(back_projections=0, diffusions=0, assignments=0)
     mixed = ua.render(signal, IMAGE, fit.gaussians, config=plain, backend="torch")
     for y, x in ((0, 0), (11, 17), (23, 35)):
         weights = plots_gaussians.pixel_weights(fit, (y, x))

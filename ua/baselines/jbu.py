@@ -60,6 +60,7 @@ def upsample(
         "leave_one_out": 0,
         "back_projections": 0,
         "diffusions": 0,
+        "assignments": 0,
     }
     result = ua.upsample(image, signal, valid=valid, **(fields | options))
     if valid is None:

@@ -1,0 +1,187 @@
+"""Averages of labels: every pixel gets nearly one class, every cell keeps its shares, and thin things survive."""
+
+import pytest
+import torch
+
+import ua
+from ua.assignment import BALANCES, SHARPNESS, assign
+from ua.averages import averages_labels, averages_truth, hard_share
+from ua.degrade import area, one_hot
+
+SIZE, GRID = (48, 64), (6, 8)
+STRIPE = [0.35, 0.4, 0.4]
+
+
+def scene(size=SIZE, noise=0.02):
+    """A disc and a thin stripe on a ground, each in its colour: image (1, 3, H, W), labels (H, W)."""
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    labels = ((y - 0.5 * size[0]).square() + (x - 0.35 * size[1]).square() < (0.3 * size[0]) ** 2).long()
+    labels[:, int(0.8 * size[1]) : int(0.8 * size[1]) + 3] = 2
+    colours = torch.tensor([[0.3, 0.4, 0.3], [0.7, 0.5, 0.4], STRIPE])
+    grain = noise * torch.randn(*size, 3, generator=torch.Generator().manual_seed(0))
+    return (colours[labels] + grain).clamp(0, 1).permute(2, 0, 1)[None], labels
+
+
+def averages(labels, grid=GRID, classes=3):
+    return area(one_hot(labels, classes)[0], grid)[0][None]
+
+
+def naive(out, signal):
+    """Cell by cell, for one image and a whole scale: raise to the power, then rows and columns in turn."""
+    _, classes, height, width = out.shape
+    rows, cols = signal.shape[-2:]
+    tall, wide = height // rows, width // cols
+    result = torch.empty_like(out)
+    for i in range(rows):
+        for j in range(cols):
+            cell = (..., slice(i * tall, (i + 1) * tall), slice(j * wide, (j + 1) * wide))
+            odds = out[cell][0].reshape(classes, -1).clamp(1e-6, 1) ** SHARPNESS
+            odds = odds / odds.sum(0)
+            for _ in range(BALANCES):
+                odds = odds * (signal[0, :, i, j].clamp(min=1e-6) / odds.mean(1).clamp(min=1e-6))[:, None]
+                odds = odds / odds.sum(0)
+            result[cell] = odds.view(1, classes, tall, wide)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_it_is_the_naive_one_cell_by_cell(dtype):
+    torch.manual_seed(0)
+    out = torch.rand(1, 4, 15, 28, dtype=dtype).softmax(1)
+    signal = torch.rand(1, 4, 3, 4, dtype=dtype)
+    signal[:, 2, 1] = 0
+    signal = signal / signal.sum(1, keepdim=True)
+    difference = (assign(out, signal, None) - naive(out, signal)).abs()
+    bound = 2e-6 if dtype == torch.float32 else 1e-12
+    assert difference.max() < bound and difference.square().mean().sqrt() < bound / 4
+
+
+def test_gradients_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    out = torch.rand(2, 3, 7, 11, dtype=torch.float64).softmax(1).requires_grad_()
+    signal = torch.rand(2, 3, 2, 3, dtype=torch.float64).softmax(1).requires_grad_()
+    valid = torch.ones(2, 2, 3, dtype=torch.bool)
+    valid[0, 1, 2] = False
+    for mask in (None, valid):
+        assert torch.autograd.gradcheck(lambda *tensors, mask=mask: assign(*tensors, mask), (out, signal), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (45, 67)], ids=["whole scale", "broken scale"])
+def test_pixels_get_one_class_and_cells_keep_their_shares(size):
+    image, labels = scene(size)
+    low = averages(labels)
+    result = ua.upsample(image, low)
+    assert (result.sum(1) - 1).abs().max() < 1e-5 and result.min() >= 0
+    assert (result.amax(1) > 0.9).float().mean() > 0.95
+    lacking = area(result, GRID)[0] - low
+    assert lacking.abs().max() < 0.1 and lacking.square().mean().sqrt() < 0.01
+
+
+def test_thin_things_survive_and_the_error_falls():
+    image, labels = scene(noise=0.08)
+    truth = one_hot(labels, 3)[0][None]
+    low = averages(labels)
+    plain, assigned = (ua.upsample(image, low, assignments=rounds) for rounds in (0, 4))
+    stripe = labels == 2
+    assert (assigned.argmax(1)[0] == 2)[stripe].float().mean() > 0.9
+    assert (assigned - truth).square().mean().sqrt() < 0.75 * (plain - truth).square().mean().sqrt()
+    wrong = [(result.argmax(1)[0] != labels).sum() for result in (plain, assigned)]
+    assert wrong[1] < 0.5 * wrong[0]
+
+
+def test_classes_that_are_nowhere_stay_nowhere():
+    image, labels = scene()
+    low = averages(labels, classes=9)
+    result = ua.upsample(image, low, leave_one_out=0)  # whose loss is a mean over the classes
+    assert torch.equal(result[:, 3:], torch.zeros_like(result[:, 3:]))
+    assert (result[:, :3] - ua.upsample(image, low[:, :3], leave_one_out=0)).abs().max() < 1e-6
+
+
+def test_cells_that_are_not_valid_ask_for_nothing_and_holes_stay():
+    image, labels = scene()
+    low = averages(labels)
+    valid = torch.ones(1, *GRID, dtype=torch.bool)
+    valid[0, :3, :3] = False
+    spoiled = torch.where(valid[:, None], low, torch.nan)
+    options = {"radius": 1, "leave_one_out": 0}
+    result = ua.upsample(image, spoiled, valid=valid, **options)
+    plain = ua.upsample(image, spoiled, valid=valid, assignments=0, **options)
+    assert torch.equal(result.isnan(), plain.isnan()) and result.isnan().any()
+    known = ~result.isnan()[:, 0]
+    assert (result.sum(1)[known] - 1).abs().max() < 1e-5
+    kept, _ = area(result, GRID, valid=known)
+    assert ((kept - low) * valid[:, None]).abs().max() < 0.15
+
+
+def test_other_signals_stay_as_they_are():
+    image, labels = scene()
+    low = averages(labels)
+    softmax = (6 * low).softmax(1)
+    for signal, options in (
+        (softmax, {}),
+        (softmax, {"signal_is": "average"}),
+        (low, {"signal_is": "prediction"}),
+        (torch.randn(1, 5, *GRID), {}),
+        (low[:, 1:2], {}),
+    ):
+        results = [ua.upsample(image, signal, assignments=rounds, **options) for rounds in (0, 4)]
+        assert torch.equal(*results)
+
+
+def test_a_batch_is_decided_item_by_item():
+    image, labels = scene()
+    low = averages(labels)
+    signals = torch.cat([low, (6 * low).softmax(1), low.flip(1)])
+    images = image.expand(3, -1, -1, -1)
+    together = ua.upsample(images, signals, signal_is="average")
+    for item in range(3):
+        alone = ua.upsample(image, signals[item : item + 1], signal_is="average")
+        assert (together[item : item + 1] - alone).abs().max() < 1e-5
+
+
+def test_hard_labels_are_predictions():
+    image, labels = scene()
+    low = averages(labels)
+    hard = one_hot(low[0].argmax(0), 3)[0][None]
+    assert averages_truth(low).all() and averages_labels(low).all()
+    assert not averages_truth(hard).any() and not averages_labels(hard).any()
+    predicted = ua.upsample(image, hard, signal_is="prediction")
+    assert torch.equal(ua.upsample(image, hard), predicted)
+    everywhere = torch.ones(GRID, dtype=torch.bool)
+    assert hard_share(hard[0], everywhere) == 1 and hard_share(low[0], everywhere) < 0.5
+    assert hard_share(torch.ones(1, *GRID), everywhere) == 0  # no neighbours differ
+    assert hard_share(hard[0], torch.zeros_like(everywhere)) == 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_backends_agree_and_so_do_their_gradients(backend):
+    image, labels = scene((24, 32))
+    low = averages(labels, (3, 4))
+    seen = []
+    for name in ("cpu", backend):
+        signal = low.clone().requires_grad_()
+        result = ua.upsample(image, signal, backend=name, signal_is="average", leave_one_out=0)
+        weights = torch.rand(result.shape, generator=torch.Generator().manual_seed(1))
+        (result * weights).sum().backward()
+        seen.append((result.detach(), signal.grad))
+    for ours, theirs in zip(*seen, strict=True):
+        assert (ours - theirs).abs().max() < 2e-4 * theirs.abs().max()
+
+
+def test_half_precision_is_rounded_once():
+    image, labels = scene()
+    low = averages(labels).half()  # eighths of an eighth are exact
+    assert torch.equal(ua.upsample(image, low), ua.upsample(image, low.float()).half())
+
+
+def test_rounds_without_diffusion_between_them():
+    image, labels = scene()
+    low = averages(labels)
+    sharp = ua.upsample(image, low, diffusions=0)
+    assert (sharp.amax(1) > 0.9).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True])
+def test_errors_name_the_field(value):
+    with pytest.raises((TypeError, ValueError), match="assignments must be an integer >= 0"):
+        ua.FitConfig(assignments=value)
