@@ -20,6 +20,7 @@ from torch import Tensor
 
 from experiments._benchmark_operators import (
     OPERATORS,
+    PACKAGES,
     Case,
     Problem,
     make_problem,
@@ -245,9 +246,9 @@ def agreement(backend: str, like: Case) -> dict[str, Any]:
     names = ("signal", *Factors._fields)
     errors |= {f"d_{name}": difference(*pair) for name, pair in zip(names, zip(*gradients, strict=True), strict=True)}
     losses, true_losses = (p.fit().losses.double() for p in (problem, truth))
-    if backend in plugins.names("kernels.diffusion"):
-        diffused = (OPERATORS["diffuse"].prepare(p)() for p in (problem, truth))
-        errors["diffuse"] = difference(*diffused)
+    for operator, package in PACKAGES.items():
+        if backend in plugins.names(package):
+            errors[operator] = difference(*(OPERATORS[operator].prepare(p)() for p in (problem, truth)))
     loss_error = float(((losses - true_losses) / true_losses).abs().max())
     bound = BOUNDS[like.dtype]
     # A NaN compares as False, so it is never within a bound.

@@ -20,11 +20,14 @@ from torch import Tensor
 import ua
 from kernels.geometry import Factors, Support, disc_offsets, owner_starts
 from ua import plugins
-from ua.refinement import AVERAGE_SHARE, MOMENTUM, RATE, conductances
+from ua.degrade import area, one_hot
+from ua.refinement import AVERAGE_SHARE, BALANCES, MOMENTUM, RATE, conductances
 from ua.rendering import support, to_grid
 
 GUIDE_CHANNELS = 3
+CLASSES = 21  # of labels, as VOC has
 MAPS = 4  # of an anisotropic Gaussian; the operator itself takes five, `Factors`
+PACKAGES = {"diffuse": "kernels.diffusion", "assign": "kernels.assignment"}  # of others, kernels.bilateral
 BACKEND_MODULES = {"torch.compile": "experiments._torch_compile"}  # others have the name of their backend
 
 
@@ -190,6 +193,20 @@ def prepare_diffuse(problem: Problem) -> Callable[[], Tensor]:
     return lambda: backend.diffuse(start, problem.signal, across, down, **options)
 
 
+def prepare_assign(problem: Problem) -> Callable[[], Tensor]:
+    """The assignment alone, as the preset "default" has it, of shares that are bilinear between the cells.
+
+    The labels are those of the regions of `synthetic_image`, by brightness.
+    """
+    case = problem.case
+    brightness = problem.image.float().mean(1)
+    labels = (brightness * case.channels).long().clamp(max=case.channels - 1)
+    shares = area(one_hot(labels, case.channels)[0], case.grid)[0].to(getattr(torch, case.dtype)).to(problem.signal)
+    scores = torch.nn.functional.interpolate(shares, (case.size, case.size), mode="bilinear")
+    backend = plugins.find("kernels.assignment", module_name(case.backend))
+    return lambda: backend.assign(scores, shares, balances=BALANCES)
+
+
 def prepare_authors(problem: Problem, folder: str) -> Callable[[], Tensor]:
     """The same by the authors' released code, of which `folder` is a checkout.
 
@@ -302,6 +319,17 @@ def diffuse_bytes(case: Case) -> float:
     return 2 * case.output_bytes() + 2 * 4 * case.batch * case.size**2 + case.signal_bytes()
 
 
+def assign_flops(case: Case) -> float:
+    """Classes x pixels x (balances + 1) x 8, as if every cell had all classes: cube 2, factor 1, sum 1, quotient 1,
+    average 2, factor of the cell 1. The `cpu` backend skips classes that a cell does not have."""
+    return (BALANCES + 1) * case.batch * case.channels * case.size**2 * 8
+
+
+def assign_bytes(case: Case) -> float:
+    """Scores are read and probabilities written, once each, and the shares are read."""
+    return 2 * case.output_bytes() + case.signal_bytes()
+
+
 def _pairs_of(case: Case) -> int:
     """With the preset's radius for every pixel: where small Gaussians shrink the disc, this counts too much."""
     return pairs(case, ua.preset(case.preset).radius)
@@ -321,6 +349,7 @@ OPERATORS = {
         prepare_default, render_bytes, default_flops, whole_call=True, not_by=("reference", "torch.compile")
     ),
     "diffuse": Operator(prepare_diffuse, diffuse_bytes, diffuse_flops, not_by=("reference", "torch.compile")),
+    "assign": Operator(prepare_assign, assign_bytes, assign_flops, not_by=("reference", "torch.compile")),
 }
 
 

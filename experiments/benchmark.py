@@ -28,7 +28,15 @@ import torch
 import ua
 from experiments import _benchmark_report as report
 from experiments._benchmark_measure import agreement, ceilings, measure, refusal
-from experiments._benchmark_operators import BACKEND_MODULES, GUIDE_CHANNELS, OPERATORS, Case, authors_source
+from experiments._benchmark_operators import (
+    BACKEND_MODULES,
+    CLASSES,
+    GUIDE_CHANNELS,
+    OPERATORS,
+    PACKAGES,
+    Case,
+    authors_source,
+)
 from ua import plugins, tables
 from ua.tracking import Tracker, choose_device, environment, write_json
 
@@ -46,11 +54,11 @@ class Config:
     suit the device. device: as torch knows it. dtype: of the signals; "auto": float16 on a GPU, float32 on the CPU.
     preset: of the library. sizes: HR pixels a side. cells: HR pixels per LR cell, the first that divides the size
     counts. steps: of the fit. few_steps: of the fit in the operator "fit_step" where a backend computes every step
-    alike by autograd. channels: rendered at every size. more_channels: rendered at the size channels_at. batch: images
-    at once at the size batch_at. only_sizes: backend -> the sizes where it is measured. repeats: at most. budget:
-    seconds for the repeats of one measurement. longest: seconds of one call; what is expected to take more is skipped.
-    minutes: of the whole run, likewise. authors: a checkout of the authors' code, to be measured beside. results: a
-    results.json to draw instead of measuring.
+    alike by autograd. channels: at every size (of labels, always 21). more_channels: rendered at the size channels_at.
+    batch: images at once at the size batch_at. only_sizes: backend -> the sizes where it is measured. repeats: at most.
+    budget: seconds for the repeats of one measurement. longest: seconds of one call; what is expected to take more is
+    skipped. minutes: of the whole run, likewise. authors: a checkout of the authors' code, to be measured beside.
+    results: a results.json to draw instead of measuring.
     """
 
     operators: list[str] = field(default_factory=lambda: list(OPERATORS))
@@ -238,6 +246,8 @@ def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> l
         if operator == "fit_step":
             channels = GUIDE_CHANNELS
             steps = config.steps if has_fused_fit(backend, config.preset) else config.few_steps
+        if operator == "assign":
+            channels = CLASSES
         cell = next(cell for cell in config.cells if size % cell == 0)
         return Case(operator, backend, size, size // cell, channels, batch, steps, dtype, device, config.preset)
 
@@ -246,7 +256,7 @@ def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> l
         result += [case("end_to_end", "authors", size) for size in sorted(config.sizes)]
     for backend in backends:
         for operator in config.operators:
-            if backend in OPERATORS[operator].not_by or (operator == "diffuse" and not can_diffuse(backend)):
+            if backend in OPERATORS[operator].not_by or not has(backend, operator):
                 continue
             result += [case(operator, backend, size) for size in sorted(config.sizes)]
             if operator in ("render", "render_backward"):
@@ -256,9 +266,9 @@ def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> l
     return [case for case in dict.fromkeys(result) if case.size in config.only_sizes.get(case.backend, [case.size])]
 
 
-def can_diffuse(backend: str) -> bool:
-    """A backend of one's own may have the render alone."""
-    return backend in plugins.names("kernels.diffusion")
+def has(backend: str, operator: str) -> bool:
+    """Some operators have fewer backends than the render, and one's own may have the render alone."""
+    return operator not in PACKAGES or backend in plugins.names(PACKAGES[operator])
 
 
 def has_fused_fit(backend: str, preset: str) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Chosen on the development images of `experiment=transfer`, whose table says how often they are right.
+# Chosen on the development images of `experiment=transfer`, whose table says how often they are right; what is hard, on
+# labels made hard by taking the nearest pixel or the most frequent class.
 LITTLE = 0.05  # of a class: what is below is 0 in averages of labels, and hardly ever exactly 0 in predictions
 NOTHING_SHARE = 0.65  # of the little that is exactly 0; half of it where noise is clamped at 0
 CERTAIN = 0.999  # cells of one class; less is roundoff
@@ -33,7 +34,8 @@ def averages_truth(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     - More channels (features): always.
 
     It looks at the signal alone, so it cannot know: a clean, sharp prediction (the smooth depth of a good network)
-    counts as an average, and so does the single channel of a soft mask, which is not taken for a probability.
+    counts as an average, and so does the single channel of a soft mask, which is not taken for a probability. Averages
+    of labels whose borders all lie between cells are hard, and count as predictions.
 
     Args:
         signal: (B, C, h, w).
@@ -47,14 +49,14 @@ def averages_truth(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.tensor(decisions, dtype=torch.bool)
 
 
-def averages_labels(signal: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Whether each signal (B, C, h, w) looks like averages of labels: probabilities of which `averages_truth` holds.
+def mixes_labels(signal: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Whether each signal (B, C, h, w), which averages a truth, averages labels: mostly certain class probabilities.
 
     valid: bool (B, h, w), the cells that count. Returns bool (B,).
     """
     known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
-    pairs = zip(signal.detach(), known, strict=True)
-    decisions = [_probabilities(values[:, mask]) and _averages_labels(values, mask) for values, mask in pairs]
+    cells = (values[:, mask].float() for values, mask in zip(signal.detach(), known, strict=True))
+    decisions = [_probabilities(some) and nothing_share(some) >= NOTHING_SHARE for some in cells]
     return torch.tensor(decisions, dtype=torch.bool)
 
 
@@ -62,15 +64,10 @@ def _averages_truth(values: Tensor, known: Tensor) -> bool:
     """Of one signal (C, h, w)."""
     cells = values[:, known].float()  # (C, cells)
     if _probabilities(cells):
-        return _averages_labels(values, known)
+        return nothing_share(cells) >= NOTHING_SHARE and hard_share(values.float(), known) < HARD_SHARE
     if len(values) > MOST_CHANNELS or not cells.numel():
         return True
     return roughness(values, known) < ROUGHNESS or calm(values, known) or growth(values, known) > GROWTH
-
-
-def _averages_labels(values: Tensor, known: Tensor) -> bool:
-    """Of the probabilities of one signal (C, h, w)."""
-    return nothing_share(values[:, known].float()) >= NOTHING_SHARE and hard_share(values, known) < HARD_SHARE
 
 
 def _probabilities(cells: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ua import plugins
 
-BILATERAL, DIFFUSION = "kernels.bilateral", "kernels.diffusion"
+BILATERAL, DIFFUSION, ASSIGNMENT = "kernels.bilateral", "kernels.diffusion", "kernels.assignment"
 # Fastest first, by the kind of device that holds the guide; "torch" takes whatever the others refuse.
 AUTO = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
 
@@ -16,14 +16,15 @@ AUTO = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
 def choose(name: str, signal: Tensor, guide: Tensor, package: str = BILATERAL) -> ModuleType:
     """The backend `name` of the operator `package`; "auto": the fastest that does not refuse.
 
-    A backend that has the render alone, such as one's own, counts as "auto" for the diffusion.
+    A backend that does not have this operator, such as one's own that has the render alone, counts as "auto" for it.
 
     Raises:
         ValueError: unknown name, or a backend that cannot take these tensors (the message says why).
     """
     check_name(name)
     if name == "auto" or (package != BILATERAL and name not in plugins.names(package)):
-        candidates = (plugins.find(package, fast) for fast in AUTO.get(guide.device.type, ("torch",)))
+        fastest = [fast for fast in AUTO.get(guide.device.type, ("torch",)) if fast in plugins.names(package)]
+        candidates = (plugins.find(package, fast) for fast in fastest)
         return next(backend for backend in candidates if backend.refuses(signal, guide) is None)
     backend = plugins.find(package, name, needs="refuses", kind="backend")
     reason = backend.refuses(signal, guide)

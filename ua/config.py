@@ -56,9 +56,10 @@ class FitConfig:
             prediction.
         diffusions: steps of anisotropic diffusion along the guide that keeps averages, no more than a cell has pixels
             along an axis; >= 0. A prediction, which it only follows, takes twice as many.
-        assignments: rounds in which averages of labels (class probabilities, most of whose little values are 0) are
-            sharpened, so that every pixel belongs to nearly one class and every cell keeps its shares
-            (`ua.assignment`), with diffusion between them; >= 0. Other signals stay as they are.
+        assignments: rounds in which averages of labels are sharpened, so that every pixel belongs to nearly one class
+            and every cell nearly keeps its shares (`kernels.assignment`), with diffusion between them; >= 0. Taken for
+            such are class probabilities (two channels or more, sums of 1) most of whose little values are 0. 0 is the
+            choice for a truth that is itself soft, like a matte; other signals stay as they are.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         objective: what the fit minimises: a module of `ua.objectives` ("l1", which backends have fused loops for, "l2",
             "charbonnier"), or the dotted name of your own.

@@ -1,4 +1,5 @@
-"""What a render is refined by: consistency with the averages of the LR signal, and diffusion along the guide."""
+"""What a render is refined by: consistency with the averages of the LR signal, diffusion along the guide, and, of
+averages of labels, assignment of pixels to classes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.assignment import LEAST_SHARE
 from ua import backends, degrade, inputs
+from ua.averages import mixes_labels
+from ua.config import FitConfig
 
 # Of `kernels.diffusion`: about the largest rate that is stable with this momentum in any image.
 RATE = 1 / 6
@@ -22,6 +26,78 @@ SMOOTHING = 1.0
 AVERAGE_SHARE = 1.0
 PREDICTION_SHARE = 0.1  # over the pixels along a cell: what a step reaches is a smaller part of larger cells
 PREDICTION_STEPS = 2  # for each that is asked for
+BALANCES = 3  # of an assignment; around it, and the powers of `kernels.assignment`, the optimum is flat
+
+Maps = tuple[Tensor, Tensor]
+
+
+def refines(config: FitConfig) -> bool:
+    """Whether there is more to a render than the mixture."""
+    return bool(config.back_projections or config.diffusions or config.assignments)
+
+
+def refine(
+    out: Tensor,
+    signal: Tensor,
+    guide: Tensor,
+    valid: Tensor | None,
+    config: FitConfig,
+    averages: Tensor,
+    backend: str,
+) -> Tensor:
+    """Back-projections, diffusions and assignments of a mixture (B, C, H, W); images of different kinds go apart.
+
+    averages: bool (B,), which signals average a truth.
+    """
+    kinds = averages.int()
+    if config.assignments and bool(averages.any()):
+        kinds = kinds + (averages & mixes_labels(signal, valid)).int()
+    found = kinds.unique().tolist()
+    if len(found) == 1:
+        return _refine_alike(out, signal, guide, valid, config, backend, average=found[0] > 0, labels=found[0] > 1)
+    result = torch.empty_like(out)
+    for kind in found:
+        some = (kinds == kind).to(out.device)
+        mask = None if valid is None else valid[some]
+        result[some] = _refine_alike(
+            out[some], signal[some], guide[some], mask, config, backend, average=kind > 0, labels=kind > 1
+        )
+    return result
+
+
+def _refine_alike(
+    out: Tensor,
+    signal: Tensor,
+    guide: Tensor,
+    valid: Tensor | None,
+    config: FitConfig,
+    backend: str,
+    *,
+    average: bool,
+    labels: bool,
+) -> Tensor:
+    """The same of signals of one kind: averages, of labels or not, or predictions."""
+    for _ in range(config.back_projections if average else 0):
+        out = back_project(out, signal, valid)
+    (height, width), (rows, cols) = guide.shape[-2:], inputs.grid_of(signal)
+    steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
+    maps = conductances(guide, config.edge, known_pixels(out, valid)) if steps else None
+    if maps is not None:
+        out = diffuse(out, signal, maps, valid, steps=steps, share=share, backend=backend)
+    if not labels:
+        return out
+    there = signal if valid is None else signal.masked_fill(~valid[:, None], 0)
+    present = there.detach().amax((0, 2, 3)) > LEAST_SHARE
+    some, shares = out[:, present], signal[:, present]
+    for number in range(config.assignments):
+        if number and maps is not None:
+            some = diffuse(some, shares, maps, valid, steps=steps, share=share, backend=backend)
+        some = assign(some, shares, valid, backend=backend)
+    if bool(present.all()):
+        return some
+    result = torch.zeros_like(out).masked_fill(some[:, :1].isnan(), torch.nan)
+    result[:, present] = some
+    return result
 
 
 def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, float]:
@@ -64,40 +140,57 @@ def bicubic_weights(size: int, cells: int) -> Tensor:
         return F.interpolate(each, (size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
 
 
+def known_pixels(out: Tensor, valid: Tensor | None) -> Tensor | None:
+    """Where a render (B, C, H, W) is no NaN, bool (B, H, W); None: everywhere, since all cells are valid."""
+    return None if valid is None else ~out.isnan()[:, 0]
+
+
 def diffuse(
-    out: Tensor,
-    signal: Tensor,
-    guide: Tensor,
-    valid: Tensor | None,
-    *,
-    steps: int,
-    edge: float,
-    share: float,
-    backend: str,
+    out: Tensor, signal: Tensor, maps: Maps, valid: Tensor | None, *, steps: int, share: float, backend: str
 ) -> Tensor:
     """Smooth `out` (B, C, H, W) where the guide is smooth, and give back what cells lack; see `kernels.diffusion`.
 
     Args:
         out: a render; NaN stays NaN and does not spread.
         signal: (B, C, h, w), the averages to follow.
-        guide: (B, G, H, W), where differences of neighbours count in the units of `edge`.
+        maps: the `conductances`.
         valid: bool (B, h, w), the cells to be followed; None: all.
         steps: how many.
-        edge: see `conductances`.
         share: of what a cell lacks that is given back in a step, in [0, 1].
         backend: "auto" or a name of `kernels.diffusion`; any other counts as "auto".
     """
-    known = None if valid is None else ~out.isnan()[:, 0]
-    across, down = conductances(guide, edge, known)
+    known = known_pixels(out, valid)
     start = out if known is None else out.masked_fill(~known[:, None], 0)
-    chosen = backends.choose(backend, out, across, package=backends.DIFFUSION)
+    chosen = backends.choose(backend, out, maps[0], package=backends.DIFFUSION)
     result: Tensor = chosen.diffuse(
-        start, signal, across, down, steps=steps, rate=RATE, momentum=MOMENTUM, share=share, valid=valid
+        start, signal, *maps, steps=steps, rate=RATE, momentum=MOMENTUM, share=share, valid=valid
     )
     return result if known is None else result.masked_fill(~known[:, None], torch.nan)
 
 
-def conductances(guide: Tensor, edge: float, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def assign(out: Tensor, signal: Tensor, valid: Tensor | None, *, backend: str) -> Tensor:
+    """Give every pixel nearly one class, such that every cell nearly keeps its shares; see `kernels.assignment`.
+
+    Between steps of diffusion it is threshold dynamics that keep volumes (Merriman, Bence & Osher 1992; Jacobs,
+    Merkurjev & Esedoglu, "Auction dynamics", 2018).
+
+    Args:
+        out: a render (B, C, H, W); NaN stays NaN and counts nowhere.
+        signal: class probabilities (B, C, h, w) that average labels.
+        valid: bool (B, h, w), the cells whose shares are kept; None: all.
+        backend: "auto" or a name of `kernels.assignment`; any other counts as "auto".
+
+    Returns:
+        (B, C, H, W), sums of 1 over the classes, exactly 0 for classes that the cell of a pixel does not have.
+    """
+    known = known_pixels(out, valid)
+    scores = out if known is None else out.masked_fill(~known[:, None], 1)
+    chosen = backends.choose(backend, signal, out.detach(), package=backends.ASSIGNMENT)
+    result: Tensor = chosen.assign(scores, signal, balances=BALANCES, valid=valid, known=known)
+    return result if known is None else result.masked_fill(~known[:, None], torch.nan)
+
+
+def conductances(guide: Tensor, edge: float, known: Tensor | None = None) -> Maps:
     """1 / (1 + d^2 / edge^2) of the colour difference d of neighbours (Perona & Malik 1990, their second function).
 
     Differences are those of the smoothed guide.

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from kernels.geometry import Factors, Support
 from ua import backends, degrade, first_order, inputs, leave_one_out, plugins
-from ua.assignment import assign
-from ua.averages import averages_labels, averages_truth
+from ua.averages import averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
-from ua.refinement import back_project, diffuse, schedule
+from ua.refinement import refine, refines
 
 
 def render(
@@ -39,7 +38,7 @@ def render(
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
     that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
     (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says. Averages of
-    labels are sharpened in `config.assignments` rounds (`ua.assignment`). The Gaussians are those given:
+    labels are sharpened in `config.assignments` rounds (`kernels.assignment`). The Gaussians are those given:
     `config.leave_one_out` is the matter of `Fit.render`.
 
     Args:
@@ -144,48 +143,6 @@ def averages_of(signal: Tensor, valid: Tensor | None, config: FitConfig) -> Tens
     if config.signal_is == "auto" and (refines(config) or config.leave_one_out):
         return averages_truth(signal, valid)
     return torch.full((len(signal),), config.signal_is != "prediction")
-
-
-def refines(config: FitConfig) -> bool:
-    """Whether there is more to a render than the mixture."""
-    return bool(config.back_projections or config.diffusions or config.assignments)
-
-
-def refine(
-    out: Tensor,
-    signal: Tensor,
-    guide: Tensor,
-    valid: Tensor | None,
-    config: FitConfig,
-    averages: Tensor,
-    backend: str,
-) -> Tensor:
-    """Back-projections, diffusions and assignments of a mixture (B, C, H, W); images of two kinds go apart."""
-    if not bool(averages.all()) and bool(averages.any()):
-        result = torch.empty_like(out)
-        for some in (averages.to(out.device), ~averages.to(out.device)):
-            mask = None if valid is None else valid[some]
-            kinds = averages[some.cpu()]
-            result[some] = refine(out[some], signal[some], guide[some], mask, config, kinds, backend)
-        return result
-    average = bool(averages.all())
-    for _ in range(config.back_projections if average else 0):
-        out = back_project(out, signal, valid)
-    (height, width), (rows, cols) = guide.shape[-2:], inputs.grid_of(signal)
-    steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
-    smooth = partial(diffuse, steps=steps, edge=config.edge, share=share, backend=backend)
-    if steps:
-        out = smooth(out, signal, guide, valid)
-    if not (average and config.assignments):
-        return out
-    labels = averages_labels(signal, valid).to(out.device)
-    some_valid = None if valid is None else valid[labels]
-    pixels, some_signal, some_guide = out[labels], signal[labels], guide[labels]
-    for number in range(config.assignments if bool(labels.any()) else 0):
-        if number and steps:
-            pixels = smooth(pixels, some_signal, some_guide, some_valid)
-        pixels = assign(pixels, some_signal, some_valid)
-    return out.index_put((labels,), pixels)
 
 
 def make_guide(image: Tensor, config: FitConfig) -> Tensor:

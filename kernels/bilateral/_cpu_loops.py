@@ -19,8 +19,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
+
+from kernels._cpu_borrow import borrow
 
 TILE = 256
 LOG2_E = 1 / math.log(2)
@@ -107,37 +108,20 @@ def make_work(channels: int, candidates: int, max_radius: int) -> Work:
     )
 
 
-@intrinsic
-def _borrow(typing_context: Any, array: Any) -> Any:
-    """The same array without its reference count.
-
-    Numba counts references with atomic instructions, several in every call; threads that share an array would spend
-    more time on its counter than on the arithmetic. The caller of a compiled function keeps its arguments alive anyway.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        struct = context.make_array(signature.args[0])(context, builder, value=arguments[0])
-        struct.meminfo = cgutils.get_null_value(struct.meminfo.type)
-        struct.parent = cgutils.get_null_value(struct.parent.type)
-        return struct._getvalue()
-
-    return array(array), generate
-
-
 @compiled
 def _borrow_problem(problem):
     return Problem(
-        _borrow(problem.guide),
-        _borrow(problem.table),
-        _borrow(problem.signal),
-        _borrow(problem.valid),
-        _borrow(problem.radius),
-        _borrow(problem.offsets),
+        borrow(problem.guide),
+        borrow(problem.table),
+        borrow(problem.signal),
+        borrow(problem.valid),
+        borrow(problem.radius),
+        borrow(problem.offsets),
         problem.max_radius,
         problem.clamp,
-        _borrow(problem.tiles),
-        _borrow(problem.centres_y),
-        _borrow(problem.centres_x),
+        borrow(problem.tiles),
+        borrow(problem.centres_y),
+        borrow(problem.centres_x),
         problem.scale_y,
         problem.scale_x,
     )
@@ -146,16 +130,16 @@ def _borrow_problem(problem):
 @compiled
 def _borrow_work(work):
     return Work(
-        _borrow(work.pixels),
-        _borrow(work.box),
-        _borrow(work.keys),
-        _borrow(work.bias),
-        _borrow(work.ring),
-        _borrow(work.slots),
-        _borrow(work.cells),
-        _borrow(work.places),
-        _borrow(work.distances),
-        _borrow(work.weights),
+        borrow(work.pixels),
+        borrow(work.box),
+        borrow(work.keys),
+        borrow(work.bias),
+        borrow(work.ring),
+        borrow(work.slots),
+        borrow(work.cells),
+        borrow(work.places),
+        borrow(work.distances),
+        borrow(work.weights),
     )
 
 
@@ -532,7 +516,7 @@ def _l1_tile(pixels, mixed, channels, n):
 @compiled
 def render_tiles(problem, work, first, last, mixed, out):
     """Render tiles [first, last) into out (C, H, W); 0 where no candidate reaches. `mixed` is scratch, (rows, TILE)."""
-    problem, work, mixed, out = _borrow_problem(problem), _borrow_work(work), _borrow(mixed), _borrow(out)
+    problem, work, mixed, out = _borrow_problem(problem), _borrow_work(work), borrow(mixed), borrow(out)
     channels, block = out.shape[0], mixed.shape[0]
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]
@@ -551,7 +535,7 @@ def fit_tiles(problem, work, first, last, mixed, moments, low):
     Adds to `moments` (key rows from `low` on, w, 4), see `_add_moments`. `mixed` is scratch, one row of zeros to
     begin with for each column of the signal.
     """
-    problem, work, mixed, moments = _borrow_problem(problem), _borrow_work(work), _borrow(mixed), _borrow(moments)
+    problem, work, mixed, moments = _borrow_problem(problem), _borrow_work(work), borrow(mixed), borrow(moments)
     pixels, cells, places, weights, distances = work.pixels, work.cells, work.places, work.weights, work.distances
     signal, channels = problem.signal, problem.guide.shape[0]
     slopes = np.zeros((4, TILE), np.float32)
@@ -583,8 +567,8 @@ def backward_tiles(problem, work, first, last, gradient, rows, slopes, moments, 
     of the signal). `rows` (columns, TILE) and `slopes` (K + 3, TILE), zeros to begin with, are scratch.
     """
     problem, work = _borrow_problem(problem), _borrow_work(work)
-    gradient, rows, slopes = _borrow(gradient), _borrow(rows), _borrow(slopes)
-    moments, d_signal = _borrow(moments), _borrow(d_signal)
+    gradient, rows, slopes = borrow(gradient), borrow(rows), borrow(slopes)
+    moments, d_signal = borrow(moments), borrow(d_signal)
     pixels, cells, places, weights, distances = work.pixels, work.cells, work.places, work.weights, work.distances
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]

@@ -93,7 +93,7 @@ def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_ce
     torch.manual_seed(0)
     image, low = torch.rand(1, 3, 32, 64), torch.randn(1, 2, 4, 2)  # cells of 8 x 32 pixels, 16 in the mean
     start = ua.upsample(image, low, **SETTINGS)
-    expected = diffuse(start, low, image, None, steps=10, edge=0.03, share=0.1 / 16, backend="torch")
+    expected = diffuse(start, low, conductances(image, 0.03), None, steps=10, share=0.1 / 16, backend="torch")
     options = {**SETTINGS, "diffusions": 5, "signal_is": "prediction", "backend": "torch"}
     assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
 
@@ -280,7 +280,7 @@ def test_rates_are_stable():
     assert 8 * refinement.RATE - 1 < 1 / (1 + 2 * refinement.MOMENTUM)
     checkerboard = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1)[None, None]
     guide, nothing = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 4, 4)
-    result = diffuse(checkerboard, nothing, guide, None, steps=200, edge=1.0, share=1.0, backend="cpu")
+    result = diffuse(checkerboard, nothing, conductances(guide, 1.0), None, steps=200, share=1.0, backend="cpu")
     assert result.abs().max() < 1e-3
 
 
