@@ -304,6 +304,15 @@ def each(samples: Sequence[Sample], device: str, tracker: Tracker) -> Iterator[S
         tracker.say(f"[{number}/{len(samples)}] {sample.name}: {now(device) - start:.1f} s")
 
 
+def shown(samples: Sequence[Sample], names: Iterable[str | None], tracker: Tracker) -> list[Sample]:
+    """Those of the samples that a picture is asked of, by name; says which are not here. None asks for none."""
+    wanted = [name for name in names if name is not None]
+    for name in wanted:
+        if all(sample.name != name for sample in samples):
+            tracker.say(f"no picture of {name!r}: it is not among the data")
+    return [sample for sample in samples if sample.name in wanted]
+
+
 def grid_of(image: Tensor, scale: int) -> Grid:
     """Cells (h, w) of about `scale` pixels a side."""
     return max(1, round(image.shape[-2] / scale)), max(1, round(image.shape[-1] / scale))

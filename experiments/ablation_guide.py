@@ -117,8 +117,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
             problem = bench.Problem(sample, grid, config.regimes, config.degradation_seed, device)
             for name in config.guides:
                 measure(problem, scale, name, methods, tracker)
-    for sample in samples:
-        if sample.name == config.picture and any(name in config.guides for name in GUIDES):
+    for sample in bench.shown(samples, [config.picture], tracker):
+        if any(name in config.guides for name in GUIDES):
             tracker.figure(f"guides_{sample.name}", picture(config, sample))
     return {"images": [sample.name for sample in samples], **report(config, tracker)}
 

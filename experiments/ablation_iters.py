@@ -228,9 +228,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     means = {scale: average(scores(tracker.rows, scale)) for scale in config.scales}
     for scale in config.scales:
         report(config, scale, means[scale], tracker)
-    for sample in samples:
-        if sample.name == config.picture.image:
-            tracker.figure(f"panels_{sample.name}_x{config.picture.scale}", picture(config, sample, device, tracker))
+    for sample in bench.shown(samples, [config.picture.image], tracker):
+        tracker.figure(f"panels_{sample.name}_x{config.picture.scale}", picture(config, sample, device, tracker))
     return summary(samples, means)
 
 

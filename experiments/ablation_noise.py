@@ -87,8 +87,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
             for name in guides(config):
                 guide = bench.corrupted(sample, name, config.degradation_seed, device)
                 bench.measure(problem, guide, methods, tracker, reconstruction=True, scale=scale)
-    for sample in samples:
-        if sample.name == config.picture and pictured(config):
+    for sample in bench.shown(samples, [config.picture], tracker):
+        if pictured(config):
             tracker.figure(f"panels_{sample.name}", picture(config, sample, methods, device))
     return {"images": [sample.name for sample in samples], **report(config, tracker)}
 

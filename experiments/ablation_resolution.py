@@ -81,9 +81,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
             bench.measure(
                 problem, guide, methods, tracker, reconstruction=True, output=output, cells=cells, scale=scale
             )
-    for sample in samples:
-        if sample.name == config.picture:
-            tracker.figure(f"panels_{sample.name}", picture(config, sample, methods, device))
+    for sample in bench.shown(samples, [config.picture], tracker):
+        tracker.figure(f"panels_{sample.name}", picture(config, sample, methods, device))
     return {"images": [sample.name for sample in samples], **report(config, tracker)}
 
 

@@ -50,6 +50,17 @@ def test_rows_of_data_that_is_gone_are_refused(tmp_path, monkeypatch):
         _bench.load({"one": {}}, None, tracker)
 
 
+def test_a_picture_of_a_sample_that_is_not_here_is_said(tmp_path, capsys):
+    samples, tracker = [sample("a"), sample("b")], Tracker(tmp_path, {})
+    assert [found.name for found in _bench.shown(samples, ["b"], tracker)] == ["b"]
+    assert _bench.shown(samples, [None], tracker) == []
+    said = capsys.readouterr()
+    assert "picture" not in said.out + said.err
+    assert _bench.shown(samples, ["motorcycel"], tracker) == []
+    said = capsys.readouterr()
+    assert "no picture of 'motorcycel'" in said.out + said.err
+
+
 def test_a_wrong_root_is_an_error_and_none_is_none(tmp_path, monkeypatch):
     monkeypatch.delenv("UA_DATA", raising=False)
     embedded = {"embedded": {"names": ["coffee"], "size": [32, 32]}}
