@@ -35,7 +35,7 @@ from ua.rendering import (
 Callback = Callable[[int, Tensor, Gaussians], None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """Gaussians fitted to one batch of images.
 
@@ -52,6 +52,11 @@ class Fit:
     config: FitConfig
     image: Tensor
     backend: str = "auto"
+
+    def __repr__(self) -> str:
+        """Sizes and settings; the numbers of the tensors would fill pages."""
+        images, grid = (" x ".join(map(str, tensor.shape)) for tensor in (self.image, self.gaussians.theta[0]))
+        return f"Fit(image {images}, grid {grid}, {len(self.losses)} steps, backend={self.backend!r}, {self.config})"
 
     def render(self, signal: Any, valid: Any = None) -> Tensor:
         """Mix an LR signal (B, C, h, w), (C, h, w) or (h, w) up to (B, C, H, W); see `ua.render`.

@@ -498,3 +498,9 @@ def test_safetensors_that_are_no_fit_are_refused(
     )
     with pytest.raises(ValueError, match=r"path: .*fit\.safetensors"):
         ua.Fit.load(path)
+
+
+def test_a_printed_fit_is_short():
+    text = repr(ua.fit(torch.rand(1, 3, 32, 48), (4, 6), preset="released", steps=2))
+    assert text.startswith("Fit(image 1 x 3 x 32 x 48, grid 4 x 6, 2 steps, backend='auto', FitConfig(")
+    assert "tensor(" not in text and len(text) < 1000
