@@ -196,11 +196,14 @@ def prepare_diffuse(problem: Problem) -> Callable[[], Tensor]:
 def prepare_assign(problem: Problem) -> Callable[[], Tensor]:
     """The assignment alone, as the preset "default" has it, of shares that are bilinear between the cells.
 
-    The labels are those of the regions of `synthetic_image`, by brightness.
+    The labels are a Voronoi diagram with a region for each class, so that most cells have one class and few have three.
     """
     case = problem.case
-    brightness = problem.image.float().mean(1)
-    labels = (brightness * case.channels).long().clamp(max=case.channels - 1)
+    centres = torch.rand(case.channels, 2, generator=torch.Generator().manual_seed(0))
+    axis = (torch.arange(case.size) + 0.5) / case.size
+    places = torch.cartesian_prod(axis, axis)  # [HW, 2]
+    labels = torch.cdist(places, centres).argmin(1).view(1, case.size, case.size).to(problem.image.device)
+    labels = labels.expand(case.batch, -1, -1)
     shares = area(one_hot(labels, case.channels)[0], case.grid)[0].to(getattr(torch, case.dtype)).to(problem.signal)
     scores = torch.nn.functional.interpolate(shares, (case.size, case.size), mode="bilinear")
     backend = plugins.find("kernels.assignment", module_name(case.backend))

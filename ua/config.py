@@ -59,7 +59,8 @@ class FitConfig:
         assignments: rounds in which averages of labels are sharpened, so that every pixel belongs to nearly one class
             and every cell nearly keeps its shares (`kernels.assignment`), with diffusion between them; >= 0. Taken for
             such are class probabilities (two channels or more, sums of 1) most of whose little values are 0. 0 is the
-            choice for a truth that is itself soft, like a matte; other signals stay as they are.
+            choice for a truth that is itself soft, like a matte; hard labels that are said to be an "average" fill
+            their cells; other signals stay as they are.
         edge: difference of neighbouring guide colours that halves the diffusion, guide units; > 0, at most 1e9.
         objective: what the fit minimises: a module of `ua.objectives` ("l1", which backends have fused loops for, "l2",
             "charbonnier"), or the dotted name of your own.

@@ -181,7 +181,7 @@ def assign(out: Tensor, signal: Tensor, valid: Tensor | None, *, backend: str) -
         backend: "auto" or a name of `kernels.assignment`; any other counts as "auto".
 
     Returns:
-        (B, C, H, W), sums of 1 over the classes, exactly 0 for classes that the cell of a pixel does not have.
+        (B, C, H, W), sums of 1 over the classes, exactly 0 for classes that none of a pixel's cells has.
     """
     known = known_pixels(out, valid)
     scores = out if known is None else out.masked_fill(~known[:, None], 1)

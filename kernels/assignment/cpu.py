@@ -1,7 +1,7 @@
 """The fused CPU backend, in float32 by Numba: what it costs grows with the classes of each cell, not with all classes.
 
 The loops are in `_cpu_loops`. Results do not depend on the number of threads. Gradients come from the portable backend,
-which goes through the same steps once more.
+which makes the same steps once more.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class _Assign(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         scores, shares, valid, known = ctx.saved_tensors
-        leaves = [tensor.detach().requires_grad_() for tensor in (scores, shares)]
+        leaves = scores.detach().requires_grad_(), shares.detach().requires_grad_()
         with torch.enable_grad():
-            again = portable.assign(*leaves, balances=ctx.balances, valid=valid, known=known)
+            again = portable.all_steps(leaves[0], leaves[1], ctx.balances, valid, known)
         gradients = torch.autograd.grad(again, leaves, d_out, allow_unused=True, materialize_grads=True)
         return *gradients, None, None, None
 
@@ -86,9 +86,9 @@ def _problem(scores: Tensor, wanted: Tensor, factors: Tensor, asking: Tensor, kn
     return _loops().Problem(
         scores=_floats(scores),
         shares=_floats(wanted.movedim(0, -1)),
-        counts=counts.numpy(),
+        counts=np.ascontiguousarray(counts.numpy()),
         classes=np.ascontiguousarray(classes.movedim(0, -1).numpy()),
-        asking=asking.numpy(),
+        asking=np.ascontiguousarray(asking.numpy()),
         known=known,
         coverage=_floats(coverage),
         rows=rows,

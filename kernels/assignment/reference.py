@@ -30,15 +30,17 @@ def assign(
     solution of that transport with entropy (Cuturi, "Sinkhorn distances", 2013).
 
     Args:
-        scores: (B, C, H, W), probabilities of the classes, unsharp and roughly right; what is below .01 or above 1
-            counts as these.
-        shares: (B, C, h, w), of every class in every cell; a class with 1e-6 or less is absent, p is 0 there.
+        scores: (B, C, H, W), probabilities of the classes, unsharp and roughly right, finite everywhere; what is below
+            .01 or above 1 counts as these.
+        shares: (B, C, h, w), of every class in every cell; a class with 1e-6 or less is absent.
         balances: how many, >= 0; the last is followed by a p.
-        valid: bool (B, h, w); cells marked False, and those without a class, have all classes, in any shares.
+        valid: bool (B, h, w); cells marked False, and those without a class, ask for nothing: they have all classes of
+            their image, in any shares.
         known: bool (B, H, W); the result at other pixels has no meaning.
 
     Returns:
-        (B, C, H, W) in the dtype of `scores`, sums of 1 over the classes. Differentiable with respect to both.
+        (B, C, H, W) in the dtype of `scores`, sums of 1 over the classes, exactly 0 for classes that are absent from
+        all cells that a pixel lies in. Differentiable with respect to both.
     """
     batch, classes, height, width = scores.shape
     work = torch.promote_types(scores.dtype, torch.float32)
@@ -53,7 +55,9 @@ def assign(
     asking = present.any(1, keepdim=True)
     if valid is not None:
         asking = asking & valid.flatten(1)[:, None]
-    factors = (present | ~asking).to(work)
+    anywhere = (present & asking).any(2, keepdim=True)  # [B, C, 1]
+    anywhere = anywhere | ~anywhere.any(1, keepdim=True)
+    factors = torch.where(asking, present, anywhere).to(work)
     factors = factors / factors.sum(1, keepdim=True)
     sharp = scores.to(work).flatten(2).clamp(LEAST_SCORE, 1) ** SHARPNESS
     for _ in range(balances):

@@ -196,10 +196,33 @@ def test_with_many_balances_cells_keep_their_shares(backend: ModuleType) -> None
 def test_cells_that_are_not_valid_are_not_read(backend: ModuleType) -> None:
     problem = make_problem(size=(5, 8), valid=0.5)
     assert problem.valid is not None and not problem.valid.all()
-    changed = torch.where(problem.valid[:, None], problem.shares, torch.nan)
-    spoiled = replace(problem, shares=changed)
-    assert torch.equal(spoiled.assign(backend), replace(problem, shares=changed.nan_to_num(0)).assign(backend))
-    assert spoiled.gradients(backend)["scores"].isfinite().all()
+    for other in (problem.shares.roll(1, 1), torch.full_like(problem.shares, torch.nan)):
+        changed = replace(problem, shares=torch.where(problem.valid[:, None], problem.shares, other))
+        assert torch.equal(changed.assign(backend), problem.assign(backend))
+        assert changed.gradients(backend)["scores"].isfinite().all()
+    assert not torch.equal(replace(problem, valid=None).assign(backend), problem.assign(backend))
+
+
+@each_backend
+def test_cells_that_ask_for_nothing_have_the_classes_of_their_image_alone(backend: ModuleType) -> None:
+    problem = make_problem(size=(5, 8), valid=0.5)
+    shares = problem.shares.clone()
+    shares[:, 2] = 0
+    alone = replace(problem, shares=shares / shares.sum(1, keepdim=True))
+    assert not alone.assign(backend)[:, 2].any()
+
+
+@each_float32_backend
+def test_any_strides(backend: ModuleType) -> None:
+    problem = make_problem(batch=2, size=(5, 8), valid=0.6, known=0.8)
+    assert problem.valid is not None and problem.known is not None
+
+    def strided(tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, tensor], -1)[..., 0].movedim(-1, 0).contiguous().movedim(0, -1)
+
+    other = Problem(*map(strided, (problem.scores, problem.shares, problem.valid, problem.known)), problem.balances)
+    assert not other.scores.is_contiguous()
+    assert_near(other.assign(backend), problem.assign(backend), largest=5e-7, rms=1e-7)
 
 
 @each_backend
@@ -249,7 +272,7 @@ def test_cpu_writes_all_that_it_returns(name: str, monkeypatch: pytest.MonkeyPat
     assert not make_problem(**CASES[name]).assign(cpu).isnan().any()
 
 
-def test_the_portable_backend_keeps_only_its_arguments_for_the_backward_pass() -> None:
+def test_only_the_arguments_are_kept_between_the_passes() -> None:
     problem = make_problem(grid=(4, 4), size=(64, 64), classes=8)
     kept: dict[int, int] = {}
 

@@ -125,12 +125,18 @@ def test_other_signals_stay_as_they_are():
 def test_a_batch_is_decided_item_by_item():
     image, labels = scene()
     low = averages(labels)
-    signals = torch.cat([low, (6 * low).softmax(1), low.flip(1)])
-    images = image.expand(3, -1, -1, -1)
-    together = ua.upsample(images, signals, signal_is="average")
-    for item in range(3):
-        alone = ua.upsample(image, signals[item : item + 1], signal_is="average")
-        assert (together[item : item + 1] - alone).abs().max() < 1e-5
+    depth = low * torch.tensor([1.0, 2.0, 5.0])[:, None, None]  # an average of no labels
+    two_classes = low + torch.stack([low[:, 2], 0 * low[:, 2], -low[:, 2]], 1)
+    signals = torch.cat([low, (6 * low).softmax(1), depth, two_classes])
+    valid = torch.ones(4, *GRID, dtype=torch.bool)
+    valid[:, 2, 3] = False
+    assert averages_truth(signals, valid).tolist() == [True, False, True, True]
+    assert mixes_labels(signals, valid).tolist() == [True, False, False, True]
+    together = ua.upsample(image.expand(4, -1, -1, -1), signals, valid=valid)
+    for item in range(4):
+        alone = ua.upsample(image, signals[item : item + 1], valid=valid[item : item + 1])
+        assert (together[item : item + 1] - alone).abs().max() < 1e-6
+    assert not together[3, 2].any()
 
 
 def test_hard_labels_are_predictions():
