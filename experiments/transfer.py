@@ -62,9 +62,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     if config.predictions and "network" in config.regimes and "shared" in config.data:
         measure_predictions(config, device, tracker)
     summary = reports.report(tracker, config.scales)
-    for sample in samples:
-        if sample.name in config.pictures:
-            tracker.figure(f"panels_{sample.name}_x{config.picture_scale}", picture(config, sample, device))
+    for sample in bench.shown(samples, config.pictures, tracker):
+        tracker.figure(f"panels_{sample.name}_x{config.picture_scale}", picture(config, sample, device))
     return {"images": [sample.name for sample in samples], **summary}
 
 

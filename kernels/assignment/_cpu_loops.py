@@ -110,14 +110,7 @@ def probabilities(problem, top, bottom, factors, least_score, out):
         for c in range(out.shape[0]):
             for x in range(width):
                 out[c, y, x] = 0
-        for row in range(problem.rows.cell[y], problem.rows.cell[y] + 2):
-            inside = _part(problem.rows, y, row)
-            if inside == 0:
-                continue
-            for col in range(factors.shape[1]):
-                for number in range(problem.counts[row, col]):
-                    c = problem.classes[row, col, number]
-                    _add_odds(problem, c, y, inside * factors[row, col, c], col, least_score, sums, out, c, y)
+        _add_row(problem, y, factors, least_score, sums, out, y, 1)
 
 
 @compiled
@@ -125,6 +118,15 @@ def _sum_odds(problem, y, factors, least_score, sums):
     """Sum over the classes of score^3 times factor, of every pixel of the row y."""
     ones, total = np.ones_like(sums), sums.reshape(1, 1, len(sums))
     sums[:] = 0
+    _add_row(problem, y, factors, least_score, ones, total, 0, 0)
+
+
+@compiled
+def _add_row(problem, y, factors, least_score, weights, out, line, apart):
+    """Adds score^3 times factor times `weights`, of the pixel row y, to a line of out (C, H, W).
+
+    apart: 1 to the plane of each class, 0 all to the first.
+    """
     for row in range(problem.rows.cell[y], problem.rows.cell[y] + 2):
         inside = _part(problem.rows, y, row)
         if inside == 0:
@@ -132,12 +134,13 @@ def _sum_odds(problem, y, factors, least_score, sums):
         for col in range(factors.shape[1]):
             for number in range(problem.counts[row, col]):
                 c = problem.classes[row, col, number]
-                _add_odds(problem, c, y, inside * factors[row, col, c], col, least_score, ones, total, 0, 0)
+                factor = inside * factors[row, col, c]
+                _add_class(problem, c, y, factor, col, least_score, weights, out, c * apart, line)
 
 
 @compiled
-def _add_odds(problem, c, y, factor, col, least_score, weights, out, plane, line):
-    """Adds what class c of one cell has in the pixel row y, times `weights`, to a line of out (C, H, W)."""
+def _add_class(problem, c, y, factor, col, least_score, weights, out, plane, line):
+    """The same of one class of one cell."""
     scores, cols = problem.scores, problem.cols
     first, behind = cols.whole_first[col], cols.whole_behind[col]
     for x in range(first, behind):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.bilateral import reference
-from kernels.geometry import Factors, Support, disc_offsets, owners, reached_pixels
+from kernels.geometry import Factors, Support, area_weights, disc_offsets, owners, reached_pixels
 
 GRADIENTS = ("signal", *Factors._fields)
 WORST_SHOWN = 5
@@ -226,3 +226,9 @@ def assert_same_gradients(
 def truth(problem: Problem) -> Tensor:
     """The reference's render in float64 of the same numbers."""
     return problem.to(torch.float64).render(reference)
+
+
+def averages(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Of (B, C, H, W) over every LR cell, a pixel that is cut counting by its share."""
+    rows, cols = (area_weights(pixels, cells).to(x) for pixels, cells in zip(x.shape[-2:], grid, strict=True))
+    return rows @ x @ cols.mT

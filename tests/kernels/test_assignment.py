@@ -8,7 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from compare import assert_near, assert_same_gradients
+from compare import assert_near, assert_same_gradients, averages
+from diffusion_problem import CASES as DIFFUSION_CASES
 from torch import Tensor
 
 from kernels.assignment import LEAST_SCORE, SHARPNESS, cpu, reference
@@ -16,16 +17,7 @@ from kernels.assignment import torch as portable
 from kernels.geometry import area_weights
 
 CASES: dict[str, dict] = {
-    "plain": {},
-    "scale-1": {"grid": (3, 4), "size": (3, 4)},
-    "scale-barely-above-1": {"grid": (2, 5), "size": (3, 7)},
-    "one-pixel-rows": {"grid": (2, 2), "size": (2, 9)},
-    "non-integer": {"grid": (2, 3), "size": (5, 8)},
-    "one-axis-non-integer": {"grid": (2, 3), "size": (4, 8)},
-    "one-row": {"grid": (1, 3), "size": (1, 7)},
-    "one-column": {"grid": (2, 1), "size": (5, 1)},
-    "one-pixel": {"grid": (1, 1), "size": (1, 1)},
-    "one-cell": {"grid": (1, 1), "size": (5, 9)},
+    **{name: options for name, options in DIFFUSION_CASES.items() if set(options) <= {"grid", "size"}},
     "one-class": {"classes": 1, "grid": (2, 3), "size": (4, 9)},
     "17-classes": {"classes": 17, "grid": (2, 2), "size": (4, 6)},
     "batch-and-holes": {"batch": 2, "valid": 0.5, "known": 0.8},
@@ -99,11 +91,6 @@ def make_problem(
 def truth(problem: Problem) -> Tensor:
     """The reference's result in float64 of the same numbers."""
     return problem.to(torch.float64).assign(reference)
-
-
-def averages(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    rows, cols = (area_weights(pixels, cells).to(x) for pixels, cells in zip(x.shape[-2:], grid, strict=True))
-    return rows @ x @ cols.mT
 
 
 # --- agreement

@@ -8,12 +8,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from compare import assert_near, assert_same_gradients
+from compare import assert_near, assert_same_gradients, averages
 from diffusion_problem import CASES, Problem, make_problem, truth
 
 from kernels.diffusion import cpu, reference
 from kernels.diffusion import torch as portable
-from kernels.geometry import area_weights
 
 ALL = ("start", "signal", "across", "down")
 each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
@@ -21,11 +20,6 @@ each_backend = pytest.mark.parametrize("backend", [reference, portable, cpu], id
 each_float32_backend = pytest.mark.parametrize("backend", [portable, cpu], ids=["torch", "cpu"])
 TINY = {"grid": (2, 2), "size": (3, 4), "channels": 1}
 BIG = {"grid": (3, 4), "size": (25, 38), "channels": 20, "batch": 2, "valid": 0.7, "steps": 12}
-
-
-def averages(x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    rows, cols = (area_weights(pixels, cells).to(x) for pixels, cells in zip(x.shape[-2:], grid, strict=True))
-    return rows @ x @ cols.mT
 
 
 # --- agreement
