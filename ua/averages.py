@@ -60,6 +60,18 @@ def mixes_labels(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.tensor(decisions, dtype=torch.bool)
 
 
+def are_probabilities(signal: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Whether each signal (B, C, h, w) holds the probabilities of two classes or more: none below 0, sums of 1.
+
+    valid: bool (B, h, w), the cells that count. Returns bool (B,) on the signal's device, which nothing waits for.
+    """
+    values = signal.detach().float()
+    fitting = (values >= 0).all(1) & ((values.sum(1) - 1).abs() < 1e-2)
+    if valid is not None:
+        fitting = fitting | ~valid
+    return fitting.flatten(1).all(1) & (values.shape[1] > 1)
+
+
 def _averages_truth(values: Tensor, known: Tensor) -> bool:
     """Of one signal (C, h, w)."""
     cells = values[:, known].float()  # (C, cells)

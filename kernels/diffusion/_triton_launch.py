@@ -67,7 +67,7 @@ class Settings(NamedTuple):
 class Inputs(NamedTuple):
     """What all steps read, contiguous. signal (B, C, h, w), None: zeros; conductances (B, H, W - 1), (B, H - 1, W).
 
-    valid: uint8 (B, h, w) or None.
+    valid: (B, h, w), uint8 of a mask or float32 factors of the share, or None.
     """
 
     signal: Tensor | None
@@ -92,7 +92,7 @@ def prepare(signal: Tensor | None, across: Tensor, down: Tensor, valid: Tensor |
         None if signal is None else signal.detach().contiguous(),
         across.detach().contiguous(),
         down.detach().contiguous(),
-        None if valid is None else valid.to(torch.uint8).contiguous(),
+        None if valid is None else valid.to(torch.uint8 if valid.dtype == torch.bool else torch.float32).contiguous(),
     )
 
 

@@ -47,7 +47,8 @@ def diffuse(
         rate: of diffusion, a step; > 0.
         momentum: in [0, 1).
         share: of what a cell lacks that is given back in a step, in [0, 1].
-        valid: bool (B, h, w); cells marked False ask for nothing.
+        valid: bool (B, h, w); cells marked False ask for nothing. Or numbers that the share is multiplied by in every
+            cell, each product in [0, 1]; without gradient.
 
     Returns:
         (B, C, H, W) in the dtype of `start`. Differentiable with respect to all four tensors.

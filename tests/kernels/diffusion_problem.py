@@ -26,6 +26,8 @@ CASES: dict[str, dict] = {
     "C=17": {"channels": 17, "grid": (2, 2), "size": (4, 6)},
     "batch-and-holes": {"batch": 2, "grid": (2, 3), "size": (4, 9), "valid": 0.5},
     "batch-and-holes-non-integer": {"batch": 2, "grid": (2, 3), "size": (3, 7), "valid": 0.5},
+    "factors-of-the-share": {"batch": 2, "grid": (2, 3), "size": (4, 9), "factors": True},
+    "factors-of-the-share-non-integer": {"grid": (2, 3), "size": (3, 7), "factors": True},
     "one-step": {"steps": 1},
     "three-steps": {"grid": (2, 2), "size": (4, 6), "steps": 3},
     "five-steps": {"grid": (2, 2), "size": (4, 6), "steps": 5},
@@ -50,7 +52,7 @@ class Problem:
     share: float
 
     def to(self, where: torch.dtype | str) -> Problem:
-        """The same numbers in another precision, or on another device; the mask stays a mask."""
+        """The same numbers in another precision, or on another device; `valid` keeps its type."""
         names = ("start", "signal", "across", "down")
         moved = replace(self, **{name: getattr(self, name).to(where) for name in names})
         if self.valid is None or isinstance(where, torch.dtype):
@@ -98,13 +100,17 @@ def make_problem(
     batch: int = 1,
     channels: int = 3,
     valid: float | None = None,
+    factors: bool = False,
     steps: int = 2,
     rate: float = 0.15,
     momentum: float = 0.5,
     share: float = 0.8,
     seed: int = 0,
 ) -> Problem:
-    """A random start and signal, unlike each other; a fifth of the conductances 0, the others anything up to 1."""
+    """A random start and signal, unlike each other; a fifth of the conductances 0, the others anything up to 1.
+
+    Cells that are followed: all, the part `valid` of them, or each by its own one of `factors`.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def conductance(*shape: int) -> Tensor:
@@ -116,6 +122,8 @@ def make_problem(
     if valid is not None:
         mask = torch.rand(batch, *grid, generator=random) < valid
         mask[:, 0, 0] = True
+    if factors:
+        mask = torch.rand(batch, *grid, generator=random) / share
     return Problem(
         torch.randn(batch, channels, *size, generator=random),
         1 + torch.randn(batch, channels, *grid, generator=random),

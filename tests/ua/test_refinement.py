@@ -93,9 +93,61 @@ def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_ce
     torch.manual_seed(0)
     image, low = torch.rand(1, 3, 32, 64), torch.randn(1, 2, 4, 2)  # cells of 8 x 32 pixels, 16 in the mean
     start = ua.upsample(image, low, **SETTINGS)
-    expected = diffuse(start, low, conductances(image, 0.03), None, steps=10, share=0.1 / 16, backend="torch")
+    follow, maps = refinement.prominence(low, None), conductances(image, 0.03)
+    expected = diffuse(start, low, maps, None, steps=10, share=0.1 / 16, backend="torch", follow=follow)
     options = {**SETTINGS, "diffusions": 5, "signal_is": "prediction", "backend": "torch"}
     assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
+
+
+def two_regions(rows=12, cols=16):
+    """Probabilities (1, 2, h, w) of two regions side by side, with one cell of the other class within the left one."""
+    classes = torch.zeros(1, rows, cols, dtype=torch.long)
+    classes[..., cols // 2 :] = 1
+    classes[:, rows // 2, cols // 4] = 1
+    return 0.9 * torch.nn.functional.one_hot(classes, 2).movedim(-1, 1) + 0.05
+
+
+def test_classes_are_followed_where_they_stand_out():
+    factors = refinement.prominence(two_regions(), None)
+    assert factors.shape == (1, 12, 16)
+    alone, border, inside = factors[0, 6, 4], factors[0, 1, 8], factors[0, 1, 15]
+    assert inside < 1e-3 and 0.2 * alone < border < 0.6 * alone and 3 < alone <= refinement.FOLLOWED
+    assert torch.equal(refinement.prominence(two_regions().flip(1), None), factors)  # whatever the order of classes
+    assert not refinement.prominence(two_regions().requires_grad_(), None).requires_grad
+
+
+def test_other_signals_are_followed_by_their_standard_deviations():
+    depth = torch.randn(1, 2, 12, 16, generator=torch.Generator().manual_seed(0))
+    factors = refinement.prominence(depth, None)
+    assert refinement.prominence(5 * depth + 3, None) == pytest.approx(factors, abs=1e-4)  # whatever the unit
+    both, alone = (refinement.prominence(torch.cat(some), None) for some in ([depth, two_regions()], [two_regions()]))
+    assert torch.equal(both[:1], factors) and torch.equal(both[1:], alone)  # each image by itself
+    assert not refinement.prominence(torch.full((1, 1, 3, 4), 7.0), None).any()
+    outlier = torch.zeros(1, 1, 40, 40)
+    outlier[..., 20, 20] = 1e3
+    assert refinement.prominence(outlier, None).max() == refinement.FOLLOWED
+
+
+def test_surroundings_are_valid_cells():
+    low, valid = two_regions(), torch.ones(1, 12, 16, dtype=torch.bool)
+    valid[..., 8:] = False
+    factors = refinement.prominence(low, valid)
+    assert not factors[..., 8:].any() and factors[0, 1, 7] < 0.05 * refinement.prominence(low, None)[0, 1, 7]
+    spoiled = low.masked_fill(~valid[:, None], 7.0)
+    assert torch.equal(refinement.prominence(spoiled, valid), factors)
+    assert refinement.prominence(low, ~valid)[0, 6, 4] == 0
+
+
+def test_a_small_object_of_a_prediction_is_held_by_its_prominence(monkeypatch):
+    low, image = two_regions(), torch.full((1, 3, 96, 128), 0.5)  # a guide that tells nothing
+
+    def left():  # of the cell that stands out
+        result = ua.upsample(image, low, **SETTINGS | {"diffusions": 10}, signal_is="prediction")
+        return result[0, 1, 48:56, 32:40].mean()
+
+    held = left()
+    monkeypatch.setattr(refinement, "prominence", lambda signal, _: torch.ones_like(signal[:, 0]))
+    assert held > left() + 0.02
 
 
 def test_an_average_is_not_smoothed_over_more_steps_than_a_cell_has_pixels():
