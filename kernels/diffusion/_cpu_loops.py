@@ -25,9 +25,9 @@ Problem = namedtuple("Problem", "across down valid row_cell row_part col_start c
 # (h, W): sums over the pixels of every row of cells; lacking (2, h, w): of the last two steps, by turns.
 Work = namedtuple("Work", "planes rows falling given columns lacking")
 
-OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-compiled = numba.njit(**OPTIONS, cache=True)
-inlined = numba.njit(**OPTIONS, inline="always")  # of one row: a call would cost as much as the row
+compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+# Of one row: a call would cost as much as the row.
+inlined = numba.njit(nogil=True, fastmath=True, error_model="numpy", inline="always")
 ZERO, ONE = np.float32(0), np.float32(1)
 SPARE = 8  # numbers behind a row, which is read one pixel too far; a vector, so that the next row starts with one
 
@@ -159,7 +159,7 @@ def _sum_row(row, cell, part, columns):
 
 @inlined
 def _flow_row(here, below, across, down, falling, out):
-    """A row of y - rate L y; each flow is computed once, for both pixels. falling: from above, then to the row below."""
+    """A row of y - rate L y, each flow computed once for both its pixels. falling: from above; then, to the row below."""
     left = ZERO
     for j in range(len(out)):
         y = here[j]
