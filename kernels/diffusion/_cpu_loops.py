@@ -159,7 +159,7 @@ def _sum_row(row, cell, part, columns):
 
 @inlined
 def _flow_row(here, below, across, down, falling, out):
-    """A row of y - rate L y, each flow computed once for both its pixels. falling: from above; then, to the row below."""
+    """A row of y - rate L y, each flow computed once for both pixels. falling: from above, then to the row below."""
     left = ZERO
     for j in range(len(out)):
         y = here[j]
