@@ -17,7 +17,10 @@ from torch import Tensor
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-ALIGNMENT = 64  # bytes; matrix products of PyTorch take several times as long on what starts elsewhere
+# Bytes, a page. Processors tell what is read from what was just written by the place in the page at first: loops over
+# arrays of one layout take up to twice as long where those written start a little ahead of those read. (And matrix
+# products of PyTorch take several times as long on what starts at no multiple of 64.)
+ALIGNMENT = 4096
 
 
 def refuses(signal: Tensor, guide: Tensor) -> str | None:
@@ -34,7 +37,7 @@ def refuses(signal: Tensor, guide: Tensor) -> str | None:
 
 
 def empty(*shape: int) -> np.ndarray:
-    """float32, aligned. NumPy asks for huge pages, which are there much sooner than the pages that PyTorch gets."""
+    """float32, from the start of a page on. NumPy asks for huge ones, which are there much sooner than PyTorch's."""
     size = math.prod(shape)
     buffer = np.empty(size + ALIGNMENT // 4, np.float32)
     first = -buffer.ctypes.data % ALIGNMENT // 4

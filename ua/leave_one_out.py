@@ -59,7 +59,8 @@ def fit(
         return gaussians.detach()
     values, colours = normalised(signal, known), guide_lr.detach().float().flatten(2)
     apart = (colours[:, :, :, None] - colours[:, :, cells]).square().sum(1)  # [B, n, K]
-    around = values[:, :, cells]  # [B, C, n, K]
+    values = values.mT.contiguous()  # [B, n, C]
+    around = values[:, cells].mT.contiguous()  # [B, n, C, K]; a product of other layouts copies cell by cell
     dy, dx = offsets[:, 0] * scale[0], offsets[:, 1] * scale[1]
     noise = torch.randn(rows * cols, generator=torch.Generator().manual_seed(0)).to(values)
     start = (
@@ -82,8 +83,8 @@ def fit(
             squared = (along * (-log_x).exp()).square() + (across * (-log_y).exp()).square()
             score = -0.5 * (squared + apart * (-2 * log_r).exp())
             weights = score.masked_fill(~usable, -1e30).softmax(2)
-            error = torch.einsum("bnk,bcnk->bcn", weights, around) - values
-            each = (error.square() + ROUNDING).sqrt().mean(1)  # [B, n]
+            error = torch.einsum("bnk,bnck->bnc", weights, around) - values
+            each = (error.square() + ROUNDING).sqrt().mean(2)  # [B, n]
             change = torch.where(free, raw - initial, 0)[[0, 1, 3]].square().mean(0)
             (gradient,) = torch.autograd.grad((each * counted + PRIOR * change).sum(), raw)
             # By hand: the first step of torch.optim.Adam imports a compiler, which takes seconds.

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from kernels._cpu_borrow import borrow
 
 TILE = 256
+VECTOR = 8  # float32 that most processors of today take at once
 LOG2_E = 1 / math.log(2)
 # Channels that are mixed at a time: 64 rows of a tile stay in the second-level cache beside the weights.
 CHANNELS = 64
@@ -480,8 +481,14 @@ def _store_tile(mixed, pixels, out, first, last, top, bottom, left, right):
     for c in range(first, last):
         for y in range(top, bottom):
             p = (y - top) * width
-            for x in range(width):
-                out[c, y, left + x] = mixed[c - first, p + x] * pixels[TOTAL, p + x]
+            if width < VECTOR or width > 2 * VECTOR:
+                for x in range(width):
+                    out[c, y, left + x] = mixed[c - first, p + x] * pixels[TOTAL, p + x]
+                continue
+            for begin in range(0, width, VECTOR):  # of short rows; the last vector overlaps the one before
+                start = min(begin, width - VECTOR)
+                for x in range(start, start + VECTOR):
+                    out[c, y, left + x] = mixed[c - first, p + x] * pixels[TOTAL, p + x]
 
 
 @compiled

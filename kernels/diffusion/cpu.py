@@ -47,7 +47,9 @@ class _Diffuse(torch.autograd.Function):
         out = empty(*first.shape)
 
         def work(image: int, some: slice) -> None:
-            _loops().diffuse_planes(problems[image], first[image, some], wanted[image, some], out[image, some])
+            loops, problem = _loops(), problems[image]
+            scratch = loops.make_work(*out.shape[2:], *problem.valid.shape)
+            loops.diffuse_planes(problem, scratch, first[image, some], wanted[image, some], out[image, some])
 
         _for_all(work, *start.shape[:2])
         return torch.from_numpy(out).to(start.dtype)
@@ -56,11 +58,13 @@ class _Diffuse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         gradient = _floats(d_out)
-        d_start, d_signal = np.empty_like(gradient), np.empty((*gradient.shape[:2], *ctx.grid), np.float32)
+        d_start, d_signal = empty(*gradient.shape), np.empty((*gradient.shape[:2], *ctx.grid), np.float32)
 
         def work(image: int, some: slice) -> None:
-            _loops().transposed_planes(
-                ctx.problems[image], gradient[image, some], d_start[image, some], d_signal[image, some]
+            loops, problem = _loops(), ctx.problems[image]
+            scratch = loops.make_work(*gradient.shape[2:], *problem.valid.shape)
+            loops.transposed_planes(
+                problem, scratch, gradient[image, some], d_start[image, some], d_signal[image, some]
             )
 
         _for_all(work, *gradient.shape[:2])
@@ -86,15 +90,17 @@ def _problems(
     row_cell, row_part = _axis(height, rows)
     col_cell, col_part = _axis(width, cols)
     mask = torch.ones(len(start), rows, cols) if valid is None else valid.float()
-    maps = (_floats(rate * across), _floats(F.pad(rate * down, (0, 0, 1, 1))), _floats(share * mask))
+    maps = empty(2, len(start), height, width)
+    maps[0], maps[1] = _floats(F.pad(rate * across, (0, 1))), _floats(F.pad(rate * down, (0, 0, 0, 1)))
+    shares = _floats(share * mask)
     return [
         _loops().Problem(
-            across=maps[0][image],
-            down=maps[1][image],
-            valid=maps[2][image],
+            across=maps[0, image],
+            down=maps[1, image],
+            valid=shares[image],
             row_cell=row_cell,
             row_part=row_part,
-            col_cell=col_cell,
+            col_start=np.searchsorted(col_cell, np.arange(cols + 1)),
             col_part=col_part,
             area=np.float32(height * width / (rows * cols)),
             momentum=np.float32(momentum),

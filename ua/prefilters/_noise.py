@@ -90,12 +90,13 @@ def _over_blocks(planes: Tensor, pilot: Tensor, image_size: tuple[int, int], shr
     for top in range(0, BLOCK, STEP):
         for left in range(0, BLOCK, STEP):
             window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-            found, other = (_blocks(hr_map[window]) @ basis.mT for hr_map in (planes, pilot))
+            found = _blocks(planes[window]) @ basis.mT
+            other = found if pilot is planes else _blocks(pilot[window]) @ basis.mT
             kept, left_over = shrink(found, other)
             inside = _inside(top, size[0], image_size[0])[:, None] * _inside(left, size[1], image_size[1])
             weight = inside.to(planes).view(-1, 1) / left_over
-            total[window] += _unblocks((kept * weight) @ basis, size)
-            weights[window] += _unblocks(weight.expand_as(kept), size)
+            _add_blocks((kept * weight) @ basis, total[window])
+            _add_blocks(weight, weights[window])
     return total / weights
 
 
@@ -116,10 +117,11 @@ def _blocks(planes: Tensor) -> Tensor:
     return tiles.transpose(-3, -2).flatten(-2).flatten(2, 3)
 
 
-def _unblocks(blocks: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(B, G, N, 64) -> (B, G, H, W)."""
-    tiles = blocks.unflatten(2, (size[0] // BLOCK, size[1] // BLOCK)).unflatten(-1, (BLOCK, BLOCK))
-    return tiles.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+def _add_blocks(blocks: Tensor, planes: Tensor) -> None:
+    """Adds (B, G, N, 64), or one value a block, (B, G, N, 1), to planes (B, G, H, W) in place."""
+    side = BLOCK if blocks.shape[-1] > 1 else 1
+    tiles = planes.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))  # [B, G, rows, 8, cols, 8]
+    tiles += blocks.unflatten(2, (tiles.shape[2], tiles.shape[4])).unflatten(-1, (side, side)).transpose(-3, -2)
 
 
 def level(image: Tensor, known: Tensor | None = None) -> Tensor:
