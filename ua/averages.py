@@ -72,6 +72,16 @@ def are_probabilities(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     return fitting.flatten(1).all(1) & (values.shape[1] > 1)
 
 
+def are_features(signal: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Whether each signal (B, C, h, w) counts as features: more than `MOST_CHANNELS`, and no class probabilities.
+
+    valid: bool (B, h, w), the cells that count. Returns bool (B,) on the signal's device.
+    """
+    if signal.shape[1] <= MOST_CHANNELS:
+        return torch.zeros(len(signal), dtype=torch.bool, device=signal.device)
+    return ~are_probabilities(signal, valid)
+
+
 def _averages_truth(values: Tensor, known: Tensor) -> bool:
     """Of one signal (C, h, w)."""
     cells = values[:, known].float()  # (C, cells)

@@ -47,6 +47,9 @@ class FitConfig:
         leave_one_out: steps by which `Fit.render` adapts the Gaussians to the signal at hand, so that every cell is
             best predicted from the others around it (`ua.leave_one_out`, which starts from 2.5 times sigma_r, whatever
             the parameterisation, radius_rule and border); >= 0. For averages alone.
+        regression: whether what local statistics of the guide predict of features (more than four channels, no class
+            probabilities), learned from the LR features themselves, is taken as it is, so that the Gaussians upsample
+            what it leaves (`ua.regression`).
         first_order: whether renders correct the weights so that linear ramps are nearly reproduced (`ua.first_order`);
             results may then leave the range of the signal. A fit steps the plain weights all the same.
         signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which
@@ -85,6 +88,7 @@ class FitConfig:
     guide_lr: str = "bilinear"
     image_lr: str = "bicubic"
     leave_one_out: int = 0
+    regression: bool = False
     first_order: bool = False
     signal_is: str = "auto"
     back_projections: int = 0
@@ -115,9 +119,10 @@ class FitConfig:
             raise ValueError(f"radius must be at most {LARGEST_RADIUS} cells, got {self.radius!r}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be in (0, 1], got {self.lr_decay!r}")
-        if not isinstance(self.first_order, bool):
-            got = f"got {self.first_order!r} of type {type(self.first_order).__name__}"
-            raise TypeError(f"first_order must be True or False, {got}")
+        for name in ("regression", "first_order"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
         parts = plugins.find("ua.parameterisations", self.parameterisation, needs="Kernels", kind="parameterisation")
         if self.init != "isotropic" and not parameterisations.can_turn(parts.Kernels):
             raise ValueError(
@@ -193,7 +198,8 @@ PRESETS: dict[str, FitConfig] = {
     ),
     # The best transfer on the development images of `experiment=transfer` (experiments/transfer.md): no fit, small
     # kernels on colours as seen that are adapted to the signal, diffusion along the guide, which keeps the averages
-    # where there are any to keep, and pixels assigned to classes where the averages are those of labels.
+    # where there are any to keep, and pixels assigned to classes where the averages are those of labels. Of features it
+    # upsamples what a regression on the guide's local statistics leaves.
     "default": FitConfig(
         sigma=0.9,
         sigma_unit="cell",
@@ -206,6 +212,7 @@ PRESETS: dict[str, FitConfig] = {
         image_lr="area",
         signal_is="auto",
         leave_one_out=10,
+        regression=True,
         back_projections=1,
         diffusions=10,
         assignments=4,

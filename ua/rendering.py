@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.geometry import Factors, Support
-from ua import backends, degrade, first_order, inputs, leave_one_out, plugins
+from ua import backends, degrade, first_order, inputs, leave_one_out, plugins, regression
 from ua.averages import averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
@@ -37,9 +37,10 @@ def render(
 
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
     that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
-    (`ua.refinement`). Whether a signal is the average of a truth or a prediction, `config.signal_is` says. Averages of
-    labels are sharpened in `config.assignments` rounds (`kernels.assignment`). The Gaussians are those given:
-    `config.leave_one_out` is the matter of `Fit.render`.
+    (`ua.refinement`). With `config.regression` all this is done to what a regression on local statistics of the guide
+    leaves of features (`ua.regression`). Whether a signal is the average of a truth or a prediction, `config.signal_is`
+    says. Averages of labels are sharpened in `config.assignments` rounds (`kernels.assignment`). The Gaussians are
+    those given: `config.leave_one_out` is the matter of `Fit.render`.
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -47,9 +48,9 @@ def render(
         gaussians: four maps (B, h, w); sigma_x, sigma_y in HR pixels, theta in radians, sigma_r in guide units.
         valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
             candidate is NaN.
-        config: candidates, guide, correction and refinement (`radius`, `radius_rule`, `border`, `prefilter`, `guide`,
-            `guide_lr`, `first_order`, `signal_is`, `back_projections`, `diffusions`, `edge`, `assignments`); None:
-            those of the preset "default".
+        config: candidates, guide, regression, correction and refinement (`radius`, `radius_rule`, `border`,
+            `prefilter`, `guide`, `guide_lr`, `regression`, `first_order`, `signal_is`, `back_projections`,
+            `diffusions`, `edge`, `assignments`); None: those of the preset "default".
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
@@ -67,7 +68,7 @@ def render(
     with no_autocast():
         values, kind = promoted(values, pixels, config), values.dtype
         averages = averages_of(values, mask, config)
-        out = _render(values, make_guide(pixels, config), gaussians, mask, config, averages, backend)
+        out = _render(values, make_guide(pixels, config), gaussians, mask, config, averages, backend, adapt=False)
     return out.to(kind)
 
 
@@ -78,15 +79,14 @@ def render_adapted(
     with no_autocast():
         values, guide = promoted(signal, image, config), make_guide(image, config)
         averages = averages_of(values, valid, config)
-        gaussians = adapted(values, guide, gaussians, valid, config, averages)
-        out = _render(values, guide, gaussians, valid, config, averages, backend)
+        out = _render(values, guide, gaussians, valid, config, averages, backend, adapt=True)
     return out.to(signal.dtype)
 
 
 def promoted(signal: Tensor, image: Tensor, config: FitConfig) -> Tensor:
     """Half precision in that of the image where more than one sum follows: rounded once, at the end."""
     half = signal.dtype in (torch.float16, torch.bfloat16)
-    return signal.to(image.dtype) if half and (config.first_order or refines(config)) else signal
+    return signal.to(image.dtype) if half and (config.regression or config.first_order or refines(config)) else signal
 
 
 def _render(
@@ -97,8 +97,18 @@ def _render(
     config: FitConfig,
     averages: Tensor,
     backend: str,
+    *,
+    adapt: bool,
 ) -> Tensor:
-    """Mixture and refinement."""
+    """Regression of features; mixture and refinement of what it leaves, or of other signals as they are.
+
+    adapt: whether the Gaussians are first adapted to what is mixed, where `config.leave_one_out` says so.
+    """
+    trend = regression.learn(signal, guide, valid) if config.regression else None
+    if trend is not None:
+        signal = signal - trend.low
+    if adapt:
+        gaussians = adapted(signal, guide, gaussians, valid, config, averages)
     maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
     mix = partial(
         backends.choose(backend, signal, guide).render,
@@ -111,7 +121,9 @@ def _render(
     )
     size = (guide.shape[-2], guide.shape[-1])
     out: Tensor = first_order.corrected(mix, signal, size, valid) if config.first_order else mix(signal)
-    return refine(out, signal, guide, valid, config, averages, backend) if refines(config) else out
+    if refines(config):
+        out = refine(out, signal, guide, valid, config, averages, backend)
+    return out if trend is None else trend.added_to(out)
 
 
 def adapted(

@@ -135,6 +135,7 @@ def test_released_is_the_authors_code() -> None:
         "image_lr": "bicubic",
         "first_order": False,
         "leave_one_out": 0,
+        "regression": False,
         "signal_is": "auto",
         "back_projections": 0,
         "diffusions": 0,

@@ -58,6 +58,7 @@ def upsample(
         "radius": radius,
         "radius_rule": "fixed",
         "leave_one_out": 0,
+        "regression": False,
         "back_projections": 0,
         "diffusions": 0,
         "assignments": 0,
