@@ -62,7 +62,8 @@ class Fit:
         """Mix an LR signal (B, C, h, w), (C, h, w) or (h, w) up to (B, C, H, W); see `ua.render`.
 
         With `config.leave_one_out` the Gaussians are first adapted to the signal (and not kept), unless they require
-        gradients; gradients to the signal take the adapted ones as given.
+        gradients. Gradients to the signal take as given whatever is chosen by looking at it: these Gaussians, what
+        `signal_is="auto"` decides, how closely each cell of a prediction is followed.
 
         Raises:
             TypeError, ValueError: as `ua.render`; and a signal on another grid than the fit's.

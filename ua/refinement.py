@@ -28,7 +28,7 @@ PREDICTION_SHARE = 0.1  # over the pixels along a cell: what a step reaches is a
 PREDICTION_STEPS = 2  # for each that is asked for
 # It is followed where it stands out, and left to the guide where it is like its surroundings.
 SURROUNDINGS = 2.0  # standard deviation of their Gaussian, cells; 1.5 to 3 are as good
-FOLLOWED = 4.0  # times the share where a cell stands out as far as can be; 3 to 6 are as good
+FOLLOWED = 4.0  # times the share where a cell stands out as far as can be; 3 to 5 are as good
 BALANCES = 3  # of an assignment; around it, and the powers of `kernels.assignment`, the optimum is flat
 
 Maps = tuple[Tensor, Tensor]
@@ -135,12 +135,14 @@ def prominence(signal: Tensor, valid: Tensor | None) -> Tensor:
     values = signal.detach()
     known = torch.ones_like(values[:, :1]) if valid is None else valid[:, None].to(values.dtype)
     values = values.masked_fill(known == 0, 0)
+    classes = are_probabilities(signal, valid)[:, None, None]
+    largest = values.abs().amax((1, 2, 3), keepdim=True)  # whatever the unit, squares neither over- nor underflow
+    values = torch.where(classes[:, None] | (largest == 0), values, values / largest)
     count = known.sum((2, 3), keepdim=True).clamp_min(1)
     values = known * (values - values.sum((2, 3), keepdim=True) / count)
     difference = smooth(values, SURROUNDINGS) / smooth(known, SURROUNDINGS).clamp_min(1e-6) - values
     spread = (values.square().sum((1, 2, 3), keepdim=True) / count)[:, 0].sqrt()
     distance = difference.square().sum(1).sqrt() / (2 * spread).clamp_min(1e-12)
-    classes = are_probabilities(signal, valid)[:, None, None]
     distance = torch.where(classes, 0.5 * difference.abs().sum(1), distance)
     return FOLLOWED * distance.clamp_max(1) * known[:, 0]
 

@@ -6,10 +6,10 @@ taken at the pixels, and only what it leaves of the LR signal is upsampled by th
 remote sensing "area-to-point regression kriging" (Wang, Shi, Atkinson & Zhao, "Downscaling MODIS images with
 area-to-point regression kriging", 2015).
 
-Two things make it work here (experiments/transfer.md). Regressed are the *differences* of every cell from the cells
-around it, of signal and statistics alike (econometrics' within estimator): what holds between distant cells is another
-relation than what holds between neighbouring pixels, and the wrong one. And the ridge counts in the variance that the
-statistics have *within* cells, where the prediction is made, not in what is left of it between cells.
+Two things make it work here (experiments/transfer.md). Regressed are second differences of neighbouring cells, of
+signal and statistics alike: what holds between distant cells is another relation than what holds between neighbouring
+pixels, and the wrong one (for the same reason econometrics has its within estimator). And the ridge counts in the
+variance that the statistics have *within* cells, where the prediction is made, not in what is left of it between them.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ua import degrade
-from ua.averages import are_features
+from ua.averages import are_features, second_differences
 from ua.features import blur
 
 WINDOWS = (2.0, 4.0)  # standard deviation in pixels of the Gaussian windows of means and deviations
 SLOPES = (1.0, 2.0)  # of the Gaussians whose derivatives are taken
 LEAST = 1e-8  # beside a square, so that its root can be differentiated
-# Ridges to choose from, over the number of cells: a quarter of a decade apart, from nothing to all.
+# Ridges to choose from, over the number of differences: a quarter of a decade apart, from nothing to all.
 RIDGES = tuple(10 ** (power / 4) for power in range(-24, 13))
-# Times the ridge of the largest evidence, which believes that within cells everything is as it is between them. Chosen
+# Times the ridge by evidence, which believes that within cells everything is as it is between them. Chosen
 # on the development images of `experiment=transfer`; 30 and 300 are nearly as good.
 CAUTION = 100.0
 CONDITION = 1e-3  # least eigenvalue of the correlations of the statistics within cells
+LEAST_DEVIATION = 1 / 255  # within cells, guide units: what moves by less is rounding, and predicts nothing
 
 
 class Trend(NamedTuple):
     """A prediction of features.
 
     Attributes:
-        statistics: (B, K, H, W), of the guide within cells.
+        within: (B, K, H, W), local statistics of the guide less what their averages over cells say of them.
         weights: (B, K, C).
         low: (B, C, h, w), the average of the prediction over every cell.
     """
 
-    statistics: Tensor
+    within: Tensor
     weights: Tensor
     low: Tensor
 
     def added_to(self, out: Tensor) -> Tensor:
         """The prediction at the pixels plus `out` (B, C, H, W), which is overwritten unless it has a gradient."""
-        planes, by_channel, maps = out.flatten(2), self.weights.mT.to(out), self.statistics.flatten(2).to(out)
+        planes, by_channel, maps = out.flatten(2), self.weights.mT.to(out), self.within.flatten(2).to(out)
         differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in (planes, by_channel, maps))
         add = torch.baddbmm if differentiable else Tensor.baddbmm_
         return add(planes, by_channel, maps).view_as(out)
@@ -65,25 +66,25 @@ def learn(signal: Tensor, guide: Tensor, valid: Tensor | None) -> Trend | None:
         valid: bool (B, h, w), the cells to learn from; None: all.
 
     Returns:
-        Differentiable with respect to `signal`, the chosen ridges taken as given; and to `guide` with the weights taken
-        as given.
+        Differentiable with respect to `signal`, and to `guide` with the weights taken as given.
     """
     features = are_features(signal, valid)
     if not bool(features.any()):
         return None
     size, grid = (guide.shape[-2], guide.shape[-1]), (signal.shape[-2], signal.shape[-1])
-    maps = statistics(guide)
+    maps = local_statistics(guide)
     means = degrade.area(maps, grid)[0]
     within = maps - F.interpolate(means, size, mode="bilinear", align_corners=False)
     known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
-    inputs, outputs = (differences(values.double(), known).flatten(2) for values in (means.detach(), signal))
-    weights = torch.stack([_ridge(*image) for image in zip(inputs, outputs, within.detach(), known, strict=True)])
-    weights = (weights * features[:, None, None]).to(guide.dtype)
+    each = zip(means.detach(), signal, within.detach(), known, features.tolist(), strict=True)
+    weights = torch.stack(
+        [_weights(*image) if wanted else maps.new_zeros(maps.shape[1], signal.shape[1]) for *image, wanted in each]
+    )
     low = torch.einsum("bkc,bkhw->bchw", weights, degrade.area(within, grid)[0])
     return Trend(within, weights, low.to(signal.dtype))
 
 
-def statistics(guide: Tensor) -> Tensor:
+def local_statistics(guide: Tensor) -> Tensor:
     """What the guide (B, G, H, W) looks like around every pixel: (B, 5 G + 6, H, W).
 
     Of every channel its value, and mean and standard deviation under two Gaussian windows. Of the first channel, which
@@ -91,7 +92,8 @@ def statistics(guide: Tensor) -> Tensor:
     Laplacian at two scales.
     """
     first = guide[:, :1]
-    both = torch.cat([guide, guide.square()], 1)
+    centred = guide - guide.mean((2, 3), keepdim=True)  # squares of less lose fewer digits in their differences
+    both = torch.cat([centred, centred.square()], 1)
     maps = [guide]
     for sigma in WINDOWS:
         mean, square = blur(both, sigma).chunk(2, 1)
@@ -105,40 +107,41 @@ def statistics(guide: Tensor) -> Tensor:
     return torch.cat(maps, 1)
 
 
-def differences(values: Tensor, known: Tensor) -> Tensor:
-    """Cells (B, C, h, w) less the mean of the known ones (B, h, w) among them and their 8 neighbours; 0 if unknown."""
-    mask = known[:, None].to(values)
-    values = values.masked_fill(mask == 0, 0)
-    total, count = (F.avg_pool2d(part, 3, stride=1, padding=1) for part in (values, mask))
-    return mask * (values - total / count.clamp_min(1e-3))
+def _weights(means: Tensor, signal: Tensor, within: Tensor, known: Tensor) -> Tensor:
+    """Of one image: (K, C) in the dtype of the statistics."""
+    # A cell has a row along either axis, and counts once.
+    inputs, outputs = (second_differences(values.double(), known) / 2**0.5 for values in (means, signal))
+    return _ridge(inputs, outputs, within, inputs.shape[1] // 2).to(within.dtype)
 
 
-def _ridge(inputs: Tensor, outputs: Tensor, within: Tensor, known: Tensor) -> Tensor:
+def _ridge(inputs: Tensor, outputs: Tensor, within: Tensor, count: int) -> Tensor:
     """Weights (K, C) that predict `outputs` (C, n) from `inputs` (K, n), one ridge for each output.
 
-    Least squares plus ridge * w^T V w, V the covariance of the statistics `within` cells (K, H, W). The ridge is that
-    of the largest evidence (MacKay, "Bayesian interpolation", 1992) times `CAUTION`.
+    Least squares plus ridge * w^T V w, V the covariance of the statistics `within` cells (K, H, W), with a little more
+    on its diagonal. The ridge is `CAUTION` times the one by evidence (MacKay, "Bayesian interpolation", 1992), for which
+    `count` of the n are independent.
     """
-    cells = int(known.sum())
+    count = max(count, 1)
     white = _whitening(within)
     inputs = white.mT @ inputs
     values, axes = torch.linalg.eigh(inputs @ inputs.mT)
     values = values.clamp_min(0)[:, None]
     products = axes.mT @ (inputs @ outputs.mT)  # [K, C]
-    ridges = max(cells, 1) * torch.tensor(RIDGES, dtype=values.dtype, device=values.device)
-    with torch.no_grad():
-        energy = outputs.square().sum(1)
-        left = energy - (products.square() / (values + ridges[:, None, None])).sum(1)  # [ridges, C]
-        left = left.clamp_min(1e-9 * energy.clamp_min(torch.finfo(energy.dtype).tiny))
-        complexity = torch.log1p(values / ridges).sum(0)  # [ridges]
-        best = (cells * left.log() + complexity[:, None]).argmin(0)
-    return white @ (axes @ (products / (values + CAUTION * ridges[best])))
+    ridges = count * torch.tensor(RIDGES, dtype=values.dtype, device=values.device)
+    energy = outputs.square().sum(1)
+    left = energy - (products.square() / (values + ridges[:, None, None])).sum(1)  # [ridges, C]
+    left = left.clamp_min(1e-9 * energy.clamp_min(torch.finfo(energy.dtype).tiny))
+    complexity = torch.log1p(values / ridges).sum(0)  # [ridges]
+    likely = (-0.5 * (count * left.log() + complexity[:, None])).softmax(0)
+    ridge = (likely * ridges.log()[:, None]).sum(0).exp()  # the mean, since the likeliest one leaps
+    return white @ (axes @ (products / (values + CAUTION * ridge)))
 
 
 def _whitening(within: Tensor) -> Tensor:
     """(K, K) that makes statistics (K, H, W) uncorrelated and of variance 1 within cells, float64."""
     points = within.flatten(1)
     covariance = (points @ points.mT / points.shape[1]).double()
-    deviation = covariance.diag().clamp_min(LEAST).sqrt()
+    covariance = covariance + LEAST_DEVIATION**2 * torch.eye(len(points)).to(covariance)
+    deviation = covariance.diag().sqrt()
     values, axes = torch.linalg.eigh(covariance / deviation / deviation[:, None])
     return axes / values.clamp_min(CONDITION).sqrt() / deviation[:, None]

@@ -31,8 +31,8 @@ def upsample(
         overrides: fields of `ua.FitConfig`, e.g. `steps=50, lr=0.1`.
 
     Returns:
-        (B, C, H, W) in the signal's dtype, on its device; differentiable with respect to the signal, where Gaussians
-        that `leave_one_out` adapted to it ("default") are taken as given.
+        (B, C, H, W) in the signal's dtype, on its device; differentiable with respect to the signal, where what is
+        chosen by looking at it is taken as given (see `Fit.render`).
 
     Raises:
         TypeError, ValueError: an argument of another type, shape, range or name; the message names it.

@@ -61,8 +61,8 @@ def compile_case(case: Case, capability: int) -> Report:
 
 
 def _type_of(name: str, case: Case) -> str:
-    if name == "p_valid":
-        return "*u8"
+    if name == "p_valid":  # a mask, or the factors of a prediction: both are compiled
+        return "*u8" if dict(case.constants)["WHOLE"] else "*fp32"
     if name.startswith("p_"):
         return "*fp16" if name in HALVES[case.kernel] else "*fp32"
     return "fp32" if name in FLOATS else "i32"

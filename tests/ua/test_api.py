@@ -180,7 +180,7 @@ def test_the_module_inside_a_model() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_overrides_change_the_result_and_presets_differ(preset: str) -> None:
-    few = {"steps": 2}
+    few = {"steps": 2, "signal_is": "average"}
     base = ua.upsample(PICTURE, SIGNAL, preset=preset, **few)
     for overrides in ({"sigma": 3.0}, {"sigma_r": 0.01}, {"radius": 1}, {"back_projections": 2}, {"diffusions": 3}):
         assert not torch.equal(ua.upsample(PICTURE, SIGNAL, preset=preset, **few | overrides), base), overrides
@@ -284,12 +284,13 @@ def test_gradients_are_finite_beside_unreached_pixels(backend: str, preset: str)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 def test_differentiable_to_the_signal(backend: str, preset: str) -> None:
-    # The render is linear in the signal, so its derivative is the render (of Gaussians that do not follow the signal).
+    # The render is linear in the signal, so its derivative is the render (where nothing is adapted to the signal).
     signal, direction = (
         SIGNAL.clone().requires_grad_(),
         torch.randn(SIGNAL.shape, generator=torch.Generator().manual_seed(9)),
     )
-    fit = ua.fit(PICTURE, (4, 6), preset=preset, backend=backend, steps=2, leave_one_out=0)
+    alone = {"leave_one_out": 0, "regression": False, "signal_is": "average"}
+    fit = ua.fit(PICTURE, (4, 6), preset=preset, backend=backend, steps=2, **alone)
     coefficients = torch.randn(1, 5, 20, 24, generator=torch.Generator().manual_seed(10))
     (gradient,) = torch.autograd.grad((fit.render(signal) * coefficients).sum(), signal)
     expected = float((fit.render(direction) * coefficients).sum())

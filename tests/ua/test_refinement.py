@@ -1,11 +1,13 @@
 """Back-projection and diffusion around a render: what they keep, where nothing flows, and what `signal_is` decides."""
 
+import math
+
 import pytest
 import torch
 
 import ua
 from ua import refinement
-from ua.averages import averages_truth, growth, nothing_share, roughness
+from ua.averages import averages_truth, growth, nothing_share, roughness, variogram_growth
 from ua.degrade import area, network_like, one_hot
 from ua.refinement import conductances, diffuse, smooth
 
@@ -119,7 +121,9 @@ def test_classes_are_followed_where_they_stand_out():
 def test_other_signals_are_followed_by_their_standard_deviations():
     depth = torch.randn(1, 2, 12, 16, generator=torch.Generator().manual_seed(0))
     factors = refinement.prominence(depth, None)
-    assert refinement.prominence(5 * depth + 3, None) == pytest.approx(factors, abs=1e-4)  # whatever the unit
+    for unit in (1e-30, 1e-13, 5, 1e30):
+        assert refinement.prominence(unit * depth, None) == pytest.approx(factors, abs=1e-4)
+    assert refinement.prominence(5 * depth + 3, None) == pytest.approx(factors, abs=1e-4)
     both, alone = (refinement.prominence(torch.cat(some), None) for some in ([depth, two_regions()], [two_regions()]))
     assert torch.equal(both[:1], factors) and torch.equal(both[1:], alone)  # each image by itself
     assert not refinement.prominence(torch.full((1, 1, 3, 4), 7.0), None).any()
@@ -292,8 +296,33 @@ def test_growth_and_nothing_of_what_is_known():
     assert nothing_share(torch.full((2, 4), 0.5)) == 0
 
 
-def test_features_and_what_cannot_be_judged_count_as_averages():
-    assert averages_truth(torch.randn(1, 8, 16, 16)).all()
+def test_averages_of_features_are_smoother_than_what_is_seen_at_the_middle_of_a_cell():
+    random = torch.Generator().manual_seed(0)
+    frequency = torch.hypot(torch.fft.fftfreq(160)[:, None], torch.fft.rfftfreq(160)).clamp_min(1 / 160)
+    for _ in range(3):  # amplitudes fall with the frequency, as in photographs
+        spectrum = torch.fft.rfft2(torch.randn(1, 8, 160, 160, generator=random)) / frequency
+        features = torch.fft.irfft2(spectrum, s=(160, 160))
+        seen, averages = features[..., 4::8, 4::8], area(features, (20, 20))[0]
+        both = torch.cat([seen, averages])
+        holes = torch.rand(2, 20, 20, generator=random) < 0.8
+        spoiled = both.masked_fill(~holes[:, None], torch.nan)
+        assert averages_truth(both).tolist() == averages_truth(spoiled, holes).tolist() == [False, True]
+
+
+def test_growth_of_the_variogram():
+    everywhere = torch.ones(64, 64, dtype=torch.bool)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    assert variogram_growth(torch.stack([x + y, -3 * x]), everywhere) == pytest.approx(4, rel=0.01)
+    noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert variogram_growth(noise, everywhere) == pytest.approx(1, abs=0.05)
+    few = torch.tensor([[True, False, True, True]])  # one pair next to each other, one two apart
+    assert variogram_growth(torch.tensor([[[0.0, torch.nan, 2.0, 3.0]]]), few) == 4
+    assert variogram_growth(noise[:, :1, :2], everywhere[:1, :2]) == math.inf
+
+
+def test_what_cannot_be_judged_counts_as_an_average():
+    assert averages_truth(torch.randn(1, 8, 2, 2)).all()  # no cells two apart
+    assert averages_truth(torch.full((1, 8, 5, 5), 2.0)).all()
     assert averages_truth(torch.randn(1, 1, 2, 2)).all()  # no three cells in a row
     nothing = torch.zeros(1, 16, 16, dtype=torch.bool)
     assert averages_truth(torch.randn(1, 1, 16, 16), nothing).all()

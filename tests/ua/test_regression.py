@@ -1,7 +1,5 @@
 """Regression of features on statistics of the guide: against a naive solution, what it finds, and whom it leaves."""
 
-import math
-
 import pytest
 import torch
 
@@ -20,53 +18,42 @@ def image(height=96, width=128, batch=1, seed=0):
 
 def linear_features(guide, channels=8, seed=1):
     """Features that a regression can find: linear in the statistics, each of variance 1."""
-    maps = regression.statistics(guide)
+    maps = regression.local_statistics(guide)
     maps = (maps - maps.mean((2, 3), keepdim=True)) / maps.std((2, 3), keepdim=True)
     weights = torch.randn(channels, maps.shape[1], generator=torch.Generator().manual_seed(seed)) / maps.shape[1] ** 0.5
     return torch.einsum("ck,bkhw->bchw", weights, maps)
 
 
 def test_statistics_of_a_constant_and_of_a_ramp():
-    flat = regression.statistics(torch.full((2, 3, 20, 24), 0.25))
+    flat = regression.local_statistics(torch.full((2, 3, 20, 24), 0.25))
     assert flat.shape == (2, 5 * 3 + 6, 20, 24)
     means, deviations = flat[:, [0, 1, 2, 3, 4, 5, 9, 10, 11]], flat[:, [6, 7, 8, 12, 13, 14]]
-    assert (means - 0.25).abs().max() < 1e-6 and deviations.max() < 1e-3 and flat[:, 15:].abs().max() < 1e-3
+    assert (means[:, :3] == 0.25).all() and means[:, 3:].abs().max() < 1e-6  # these count from the image's mean
+    assert deviations.max() < 1e-3 and flat[:, 15:].abs().max() < 1e-3
     ramp = torch.zeros(1, 1, 64, 64, dtype=torch.float64) + 0.01 * torch.arange(64)
-    value, _, spread, _, wide, cos, sin, across, down, fine, coarse = regression.statistics(ramp)[0, :, 32, 32]
+    value, _, spread, _, wide, cos, sin, across, down, fine, coarse = regression.local_statistics(ramp)[0, :, 32, 32]
     assert value == ramp[0, 0, 32, 32]
     assert spread == pytest.approx(0.02, rel=0.01) and wide == pytest.approx(0.04, rel=0.01)
     assert across == pytest.approx(0.01) and cos == pytest.approx(0.01, rel=0.01)
     assert max(abs(part) for part in (sin, down, fine, coarse)) < 1e-9
 
 
-def test_differences_are_from_the_known_cells_around():
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 3, 5, 4, generator=random, dtype=torch.float64)
-    known = torch.rand(2, 5, 4, generator=random) < 0.7
-    expected = torch.zeros_like(values)
-    for b, i, j in known.nonzero().tolist():
-        near = [(k, m) for k in range(i - 1, i + 2) for m in range(j - 1, j + 2) if 0 <= k < 5 and 0 <= m < 4]
-        around = torch.stack([values[b, :, k, m] for k, m in near if known[b, k, m]])
-        expected[b, :, i, j] = values[b, :, i, j] - around.mean(0)
-    spoiled = values.masked_fill(~known[:, None], math.nan)
-    assert (regression.differences(spoiled, known) - expected).abs().max() < 1e-12
-
-
-def test_the_ridge_is_that_of_the_largest_evidence_and_solves_the_normal_equations():
+def test_the_ridge_is_the_mean_by_evidence_and_solves_the_normal_equations():
     random = torch.Generator().manual_seed(0)
     inputs, noise = (torch.randn(size, 60, generator=random, dtype=torch.float64) for size in (4, 3))
     outputs = torch.stack([inputs[0] - 2 * inputs[1], inputs.sum(0), torch.zeros(60)]).double() + 0.5 * noise
     within = torch.randn(4, 9, 11, generator=random, dtype=torch.float64)
     within[1] += 0.5 * within[0]
-    found = regression._ridge(inputs, outputs, within, torch.ones(60, dtype=torch.bool))
-    covariance = torch.einsum("kyx,myx->km", within, within) / 99
+    found = regression._ridge(inputs, outputs, within, 60)
+    covariance = torch.einsum("kyx,myx->km", within, within) / 99 + regression.LEAST_DEVIATION**2 * torch.eye(4)
     for channel, output in enumerate(outputs):
         evidence = {}
         for ridge in (60 * part for part in regression.RIDGES):
             spread = torch.eye(60) + inputs.T @ torch.linalg.solve(ridge * covariance, inputs)
             variance = output @ torch.linalg.solve(spread, output) / 60  # of the noise, the likeliest
             evidence[ridge] = -30 * variance.log() - spread.logdet() / 2
-        ridge = regression.CAUTION * max(evidence, key=evidence.get)
+        ridges, likely = torch.tensor(list(evidence)).double(), torch.stack(list(evidence.values())).softmax(0)
+        ridge = regression.CAUTION * (likely * ridges.log()).sum().exp()
         expected = torch.linalg.solve(inputs @ inputs.T + ridge * covariance, inputs @ output)
         assert (found[:, channel] - expected).abs().max() < 1e-6 * expected.abs().max()
     assert found[:, 2].abs().max() < 1e-3 < found[:, 0].abs().max()
@@ -88,6 +75,31 @@ def test_noise_is_not_taken_for_a_relation():
     low = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(2))
     trend = regression.learn(low, guide, None)
     assert trend.added_to(torch.zeros(1, 8, 128, 128)).std() < 0.05
+
+
+def ramps(height=96, width=128):
+    """(H, W) from 0 to 1 along each axis, and six features made of them (1, 6, H, W)."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return x, torch.stack([x, y, x + y, x - y, x * y / 10, x.square() / 10])[None]
+
+
+@pytest.mark.parametrize("value", [0.5, 230 / 255, 1.0])
+def test_a_guide_without_texture_predicts_nothing(value):
+    low, _ = area(ramps()[1], (12, 16))
+    guide = torch.full((1, 3, 96, 128), value)
+    difference = ua.upsample(guide, low) - ua.upsample(guide, low, regression=False)
+    assert difference.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("grain", [0.0, 0.01])
+@pytest.mark.parametrize("bits", [8, 23])
+def test_a_ramp_of_the_guide_is_not_taken_for_the_cause_of_a_ramp_of_the_signal(bits, grain):
+    x, truth = ramps()
+    noise = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    guide = (((x + grain * noise).clamp(0, 1) * 2**bits).round() / 2**bits).clamp(max=1)
+    low, _ = area(truth, (12, 16))
+    error, before = ((ua.upsample(guide, low, regression=on) - truth).abs().max() for on in (True, False))
+    assert error < 1.02 * before + 1e-3
 
 
 def test_only_features_are_regressed():
@@ -118,6 +130,9 @@ def test_invalid_cells_reach_nothing():
     valid[:, 2:5, 3:9] = False
     results = [ua.upsample(guide, low.masked_fill(~valid[:, None], filler), valid=valid) for filler in (0.0, 1e3)]
     assert torch.equal(results[0].nan_to_num(9), results[1].nan_to_num(9))
+    both = torch.cat([low, low.softmax(1)])  # features and probabilities in one batch
+    result = ua.upsample(guide.expand(2, -1, -1, -1), both, valid=valid.expand(2, -1, -1))
+    assert (result[:1] - results[0]).abs().nan_to_num(0).max() < 1e-4
     assert regression.learn(low, guide, torch.zeros_like(valid)) is None  # no cell says that it is features
 
 
