@@ -118,7 +118,7 @@ def _ridge(inputs: Tensor, outputs: Tensor, within: Tensor, count: int) -> Tenso
     """Weights (K, C) that predict `outputs` (C, n) from `inputs` (K, n), one ridge for each output.
 
     Least squares plus ridge * w^T V w, V the covariance of the statistics `within` cells (K, H, W), with a little more
-    on its diagonal. The ridge is `CAUTION` times the one by evidence (MacKay, "Bayesian interpolation", 1992), for which
+    on its diagonal. The ridge is `CAUTION` times the one by evidence (MacKay, "Bayesian interpolation", 1992), where
     `count` of the n are independent.
     """
     count = max(count, 1)
