@@ -108,7 +108,7 @@ def choice_table(tracker: Tracker) -> None:
             line[regime] = f"{sum(row['judged_average'] for row in found):.0f}/{len(found)}" if found else None
         lines.append(line)
     if lines:
-        caption = "Signals that signal_is=auto takes for averages of the truth, by how they were made. Features always."
+        caption = "Signals that signal_is=auto takes for averages of the truth, by how they were made."
         tracker.table("automatic_choice", lines, caption=caption)
 
 
