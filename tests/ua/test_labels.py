@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ua
-from ua.averages import averages_truth, hard_share, mixes_labels
+from ua.averages import are_probabilities, averages_truth, hard_share, mixes_labels
 from ua.degrade import area, one_hot
 from ua.refinement import assign, back_project, conductances, diffuse, schedule
 from ua.rendering import make_guide
@@ -202,3 +202,10 @@ def test_rounds_without_diffusion_between_them():
 def test_errors_name_the_field(value):
     with pytest.raises((TypeError, ValueError), match="assignments must be an integer >= 0"):
         ua.FitConfig(assignments=value)
+
+
+@pytest.mark.parametrize("classes", [2, 21, 150])
+def test_probabilities_of_8_bits_are_probabilities(classes):
+    low = (4 * torch.randn(1, classes, 12, 16, generator=torch.Generator().manual_seed(0))).softmax(1)
+    assert are_probabilities((255 * low).round() / 255).all()
+    assert not are_probabilities(1.1 * low).any() and not are_probabilities(low - 1e-3).any()
