@@ -15,7 +15,7 @@ from torch import Tensor
 # labels made hard by taking the nearest pixel or the most frequent class.
 LITTLE = 0.05  # of a class: what is below is 0 in averages of labels, and hardly ever exactly 0 in predictions
 NOTHING_SHARE = 0.65  # of the little that is exactly 0; half of it where noise is clamped at 0
-ROUNDING = 0.5 / 255  # of every probability, where they came as integers of 8 bits
+ROUNDING = 1.5 / 255  # of probabilities that came as integers of 8 bits: times the root of their number, of the sum
 CERTAIN = 0.999  # cells of one class; less is roundoff
 HARD_SHARE = 0.9  # of neighbours of different classes that are both certain; all of them in hard labels
 ROUGHNESS = 0.4  # averages of depth are smooth but at edges and have less, noisy or jittered maps more
@@ -74,7 +74,7 @@ def are_probabilities(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     valid: bool (B, h, w), the cells that count. Returns bool (B,) on the signal's device, which nothing waits for.
     """
     values = signal.detach().float()
-    fitting = (values >= 0).all(1) & ((values.sum(1) - 1).abs() < max(1e-2, ROUNDING * values.shape[1]))
+    fitting = (values >= 0).all(1) & ((values.sum(1) - 1).abs() < max(1e-2, ROUNDING * values.shape[1] ** 0.5))
     if valid is not None:
         fitting = fitting | ~valid
     return fitting.flatten(1).all(1) & (values.shape[1] > 1)
