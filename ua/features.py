@@ -7,6 +7,7 @@ be computed at every pixel, averaged to a low-resolution grid (`ua.degrade.area`
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -129,30 +130,33 @@ def blur(image: Tensor, sigma: float, order_x: int = 0, order_y: int = 0) -> Ten
         sigma: standard deviation, pixels; > 0.
         order_x, order_y: 0, 1 or 2, of the derivative along each axis, per pixel.
     """
-    down = _filtered_rows(image, _kernel(sigma, order_y))
-    return _filtered_rows(down.mT, _kernel(sigma, order_x)).mT.contiguous()
+    down = _filtered_rows(image, sigma, order_y)
+    return _filtered_rows(down.mT, sigma, order_x).mT.contiguous()
 
 
-def _filtered_rows(image: Tensor, kernel: Tensor) -> Tensor:
-    """Correlation of every column of (..., H, W) with `kernel`, the end pixels repeated outwards."""
-    height, reach = image.shape[-2], len(kernel) // 2
+def _filtered_rows(image: Tensor, sigma: float, order: int) -> Tensor:
+    """Every column of (..., H, W) filtered, the end pixels repeated outwards."""
+    height = image.shape[-2]
     # Banded matrices: at these sizes ten times as fast on a CPU as one-channel convolutions. A block of rows at a time,
     # since all of a matrix but its band is zeros.
-    matrix = _filter_matrix(height, kernel).to(image)
     blocks = []
     for start in range(0, height, BLOCK):
-        rows, reached = slice(start, start + BLOCK), slice(max(0, start - reach), start + BLOCK + reach)
-        blocks.append(matrix[rows, reached] @ image[..., reached, :])
+        first, matrix = _filter_matrix(start, min(start + BLOCK, height), height, sigma, order)
+        blocks.append(matrix.to(image) @ image[..., first : first + matrix.shape[1], :])
     return torch.cat(blocks, -2)
 
 
-def _filter_matrix(size: int, kernel: Tensor) -> Tensor:
-    """Correlation with `kernel` along an axis whose end pixels are repeated outwards: (size, size)."""
-    radius = len(kernel) // 2
-    rows = torch.arange(size)[:, None].expand(-1, len(kernel))
-    columns = (rows + torch.arange(-radius, radius + 1)).clamp(0, size - 1)
-    matrix = torch.zeros(size, size, dtype=kernel.dtype)
-    return matrix.index_put_((rows, columns), kernel.expand(size, -1), accumulate=True)
+@lru_cache(maxsize=256)
+def _filter_matrix(start: int, stop: int, size: int, sigma: float, order: int) -> tuple[int, Tensor]:
+    """The rows `start` to `stop` of a correlation along an axis of `size` pixels: its first column, and the others."""
+    with torch.inference_mode(False), torch.no_grad():
+        kernel = _kernel(sigma, order)
+        reach = len(kernel) // 2
+        first, last = max(0, start - reach), min(size, stop + reach)
+        rows = torch.arange(stop - start)[:, None].expand(-1, len(kernel))
+        columns = (rows + start + torch.arange(-reach, reach + 1)).clamp(0, size - 1) - first
+        matrix = torch.zeros(stop - start, last - first, dtype=kernel.dtype)
+        return first, matrix.index_put_((rows, columns), kernel.expand(len(rows), -1), accumulate=True)
 
 
 def _kernel(sigma: float, order: int) -> Tensor:
