@@ -111,12 +111,12 @@ def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, floa
 
     Args:
         diffusions: the steps that were asked for, >= 0.
-        scale: pixels along a cell, the mean of both axes.
+        scale: pixels along a cell, the mean of both axes; >= 1.
         average: whether the signal averages the truth; if not, it predicts it.
     """
     if average:
         return min(diffusions, max(1, round(scale))), AVERAGE_SHARE
-    return PREDICTION_STEPS * diffusions, min(1.0, PREDICTION_SHARE / scale)
+    return PREDICTION_STEPS * diffusions, PREDICTION_SHARE / scale
 
 
 def prominence(signal: Tensor, valid: Tensor | None) -> Tensor:

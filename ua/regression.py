@@ -29,8 +29,8 @@ SLOPES = (1.0, 2.0)  # of the Gaussians whose derivatives are taken
 LEAST = 1e-8  # beside a square, so that its root can be differentiated
 # Ridges to choose from, over the number of differences: a quarter of a decade apart, from nothing to all.
 RIDGES = tuple(10 ** (power / 4) for power in range(-24, 13))
-# Times the ridge by evidence, which believes that within cells everything is as it is between them. Chosen
-# on the development images of `experiment=transfer`; 30 and 300 are nearly as good.
+# Times the ridge by evidence, which believes that within cells everything is as it is between them. Chosen on the
+# development images of `experiment=transfer`; 30 and 300 are nearly as good.
 CAUTION = 100.0
 CONDITION = 1e-3  # least eigenvalue of the correlations of the statistics within cells
 LEAST_DEVIATION = 1 / 255  # within cells, guide units: what moves by less is rounding, and predicts nothing
@@ -40,8 +40,8 @@ class Trend(NamedTuple):
     """A prediction of features.
 
     Attributes:
-        within: (B, K, H, W), local statistics of the guide less what their averages over cells say of them.
-        weights: (B, K, C).
+        within: (B, K, H, W), the K `local_statistics` of the guide less what their averages over cells say of them.
+        weights: (B, K, C), units of the signal over those of the statistics.
         low: (B, C, h, w), the average of the prediction over every cell.
     """
 
@@ -62,7 +62,7 @@ def learn(signal: Tensor, guide: Tensor, valid: Tensor | None) -> Trend | None:
 
     Args:
         signal: (B, C, h, w); weights of what is no features (`ua.averages.are_features`) are 0.
-        guide: (B, G, H, W).
+        guide: (B, G, H, W), whatever its colour space; see `LEAST_DEVIATION` for its unit.
         valid: bool (B, h, w), the cells to learn from; None: all.
 
     Returns:
