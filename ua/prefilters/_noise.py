@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 8
-STEP = 3  # pixels between blocks
+STEP = 2  # pixels between blocks
 THRESHOLDS = (2.7, 3.5)  # standard deviations; of the mean of the channels, and of their differences, which vary less
 
 CALM = 8  # coefficients along a block whose noise is estimated, 16 pixels
@@ -37,9 +37,26 @@ def remove(image: Tensor, sigma: Tensor) -> Tensor:
     Returns:
         (B, G, H, W) in [0, 1].
     """
-    colours = cosines(image.shape[1]).to(image)
-    planes = _mirror(torch.einsum("ij,bjyx->biyx", colours, image))
     noise = sigma.to(image)[:, None, None, None]  # beside (B, G, blocks, frequencies)
+
+    def wiener(found: Tensor, pilot: Tensor) -> tuple[Tensor, Tensor]:
+        power = pilot.square()
+        kept = power / (power + noise.square())
+        kept[..., 0] = 1
+        return found * kept, kept.square().sum(-1, keepdim=True)
+
+    planes = _planes(image)
+    cleaned = _over_blocks(planes, _thresholded(planes, noise, image), (image.shape[-2], image.shape[-1]), wiener)
+    return _image(cleaned, image)
+
+
+def thresholded(image: Tensor, sigma: Tensor) -> Tensor:
+    """The first of the two passes of `remove` alone, with the same arguments and result."""
+    return _image(_thresholded(_planes(image), sigma.to(image)[:, None, None, None], image), image)
+
+
+def _thresholded(planes: Tensor, noise: Tensor, image: Tensor) -> Tensor:
+    """The planes of the image, coefficients below the thresholds 0."""
     limits = torch.full((image.shape[1], 1, 1), THRESHOLDS[1]).to(image)
     limits[0] = THRESHOLDS[0]
 
@@ -48,17 +65,19 @@ def remove(image: Tensor, sigma: Tensor) -> Tensor:
         kept[..., 0] = 1  # the mean
         return found * kept, kept.sum(-1, keepdim=True)
 
-    def wiener(found: Tensor, pilot: Tensor) -> tuple[Tensor, Tensor]:
-        power = pilot.square()
-        kept = power / (power + noise.square())
-        kept[..., 0] = 1
-        return found * kept, kept.square().sum(-1, keepdim=True)
+    return _over_blocks(planes, planes, (image.shape[-2], image.shape[-1]), threshold)
 
+
+def _planes(image: Tensor) -> Tensor:
+    """The channels of an image decorrelated, with what blocks need around it."""
+    return _mirror(torch.einsum("ij,bjyx->biyx", cosines(image.shape[1]).to(image), image))
+
+
+def _image(planes: Tensor, image: Tensor) -> Tensor:
+    """What `_planes` was made of, in the shape of `image`."""
     height, width = image.shape[-2:]
-    pilot = _over_blocks(planes, planes, (height, width), threshold)
-    cleaned = _over_blocks(planes, pilot, (height, width), wiener)
-    cleaned = cleaned[..., BLOCK : BLOCK + height, BLOCK : BLOCK + width]
-    return torch.einsum("ij,biyx->bjyx", colours, cleaned).clamp(0, 1)
+    inner = planes[..., BLOCK : BLOCK + height, BLOCK : BLOCK + width]
+    return torch.einsum("ij,biyx->bjyx", cosines(image.shape[1]).to(image), inner).clamp(0, 1)
 
 
 def cosines(size: int) -> Tensor:

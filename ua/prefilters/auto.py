@@ -37,8 +37,8 @@ def _clean(image: Tensor) -> Tensor | None:
     out, known = image, None
     impulses = _impulses.find(image.detach())
     if impulses is not None:
-        suspects, ends = impulses
-        out, known = _impulses.replaced(image, suspects, ends), ~suspects
+        out, found = _impulses.filled(image, *impulses)
+        known = ~found
     gain = brightening(out.detach())
     if gain > 1:
         out = (out * gain).clamp(max=1)
