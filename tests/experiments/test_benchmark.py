@@ -21,6 +21,7 @@ from experiments._benchmark_operators import OPERATORS, Case
 from experiments.benchmark import Config
 from kernels.geometry import owners
 from ua import tables
+from ua.prefilters import auto
 from ua.tracking import Tracker
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -176,6 +177,11 @@ def test_the_image_is_an_image_of_eight_bits(size):
     assert image.shape == (1, 3, size, size)
     assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.05
     assert torch.equal((255 * image).round() / 255, image)
+
+
+def test_default_is_timed_on_a_clean_image_and_on_one_that_it_cleans():
+    clean, noisy = operators.synthetic_image(224, operators.LITTLE_GRAIN), operators.synthetic_image(224)
+    assert auto.apply(clean) is clean and auto.apply(noisy) is not noisy
 
 
 # Which cases, and what they say
@@ -335,9 +341,9 @@ def test_a_plain_run_and_its_drawing(authors, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}  # quick beside other programs
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "| verdict" in done.stdout and "[1/18] authors end_to_end" in done.stderr
+    assert "| verdict" in done.stdout and "[1/19] authors end_to_end" in done.stderr
     results = json.loads(output.read_text())
-    assert len(results["rows"]) == 18 and not [row for row in results["rows"] if "error" in row]
+    assert len(results["rows"]) == 19 and not [row for row in results["rows"] if "error" in row]
     assert results["settings"]["authors"] is True and str(tmp_path) not in output.read_text()
     assert all(row["ok"] for row in results["agreement"])
     assert next(row for row in results["ratios"] if row["backend"] == "torch")["times_authors"] < 1
