@@ -14,6 +14,8 @@ from torch import Tensor
 
 import ua
 from ua import io, plots
+from ua.averages import averages_truth
+from ua.refinement import refines
 from ua.tracking import Tracker, choose_device, now
 
 
@@ -42,7 +44,8 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     """Writes `output`, figures/result.png (pixel for pixel) and figures/overview.png (guide, LR, result).
 
     Returns:
-        The summary: what was written, its shape (C, H, W), the grid (h, w), seconds of the fit and of the render.
+        The summary: what was written, what "auto" took the signal for, its shape (C, H, W), the grid (h, w), seconds of
+        the fit and of the render.
 
     Raises:
         FileNotFoundError, ValueError: a file that is missing, broken or cannot be written, before anything is computed;
@@ -59,10 +62,10 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     rows, cols = signal.values.shape[-2:]
     tracker.say(f"{signal.kind} {tuple(signal.values.shape)} -> {len(signal.values), *image.shape[-2:]}")
 
-    settings = config.fit
-    if signal.kind == "probabilities" and settings.signal_is == "auto":
-        tracker.say("probabilities are taken for a prediction and no average; fit.signal_is=average says otherwise")
-        settings = settings.replace(signal_is="prediction")
+    settings = config.fit.replace(signal_is=what_signal_is(signal, config.fit))
+    if settings != config.fit:
+        other = "prediction" if settings.signal_is == "average" else "average"
+        tracker.say(f"fit.signal_is=auto: taken for {settings.signal_is}; fit.signal_is={other} says otherwise")
     start = now(device)
     fit = ua.fit(image, (rows, cols), backend=config.backend, **dataclasses.asdict(settings))
     fitted = now(device)
@@ -93,11 +96,21 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
     return {
         "output": config.output,
         "kind": signal.kind,
+        "signal_is": settings.signal_is,
         "shape": list(result.shape),
         "grid": [rows, cols],
         "fit_seconds": fitted - start,
         "render_seconds": rendered - fitted,
     }
+
+
+def what_signal_is(signal: io.Signal, settings: ua.FitConfig) -> str:
+    """`signal_is` of the settings, "auto" decided where it matters. Probabilities in a file come from a network."""
+    if settings.signal_is != "auto" or not (refines(settings) or settings.leave_one_out):
+        return settings.signal_is
+    known = None if signal.valid is None else signal.valid[None]
+    average = signal.kind != "probabilities" and bool(averages_truth(signal.values[None], known))
+    return "average" if average else "prediction"
 
 
 @contextmanager

@@ -56,6 +56,19 @@ def test_every_kind(files, signal, output, kind):
     assert (files / "run" / "figures" / "overview.png").is_file()
 
 
+def test_what_auto_decided_is_said(files, capsys):
+    ramp = np.linspace(1, 2, 96, dtype=np.float32).reshape(8, 12)
+    np.save(files / "smooth.npy", ramp)
+    assert run(files, "smooth.npy", "a.npy", kind="depth")["signal_is"] == "average"
+    assert "taken for average; fit.signal_is=prediction says otherwise" in "".join(capsys.readouterr())
+    assert run(files, "probabilities.npy", "b.npy")["signal_is"] == "prediction"
+    assert "taken for prediction; fit.signal_is=average says otherwise" in "".join(capsys.readouterr())
+    told = ua.preset("default").replace(signal_is="average")
+    assert run(files, "probabilities.npy", "c.npy", fit=told)["signal_is"] == "average"
+    assert run(files, "smooth.npy", "d.npy", kind="depth", fit=ua.preset("released"))["signal_is"] == "auto"
+    assert "taken for" not in "".join(capsys.readouterr())
+
+
 def test_the_result_is_that_of_the_library(files):
     run(files, "features.npy", "hr.npy")
     image = np.asarray(Image.open(files / "photo.png"))
