@@ -106,7 +106,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
 
 def what_signal_is(signal: io.Signal, settings: ua.FitConfig) -> str:
     """`signal_is` of the settings, "auto" decided where it matters. Probabilities in a file come from a network."""
-    if settings.signal_is != "auto" or not (refines(settings) or settings.leave_one_out):
+    if settings.signal_is != "auto" or not (refines(settings) or settings.leave_one_out or settings.discriminants):
         return settings.signal_is
     known = None if signal.valid is None else signal.valid[None]
     average = signal.kind != "probabilities" and bool(averages_truth(signal.values[None], known))

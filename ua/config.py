@@ -50,6 +50,9 @@ class FitConfig:
         regression: whether what local statistics of the guide predict of features (more than four channels, no class
             probabilities), learned from the LR features themselves, is taken as it is, so that the Gaussians upsample
             what it leaves (`ua.regression`).
+        discriminants: whether predicted class probabilities are mixed as logarithms, to which is added what local
+            linear discriminants of the guide, learned from the probabilities themselves, say within cells
+            (`ua.discriminants`).
         first_order: whether renders correct the weights so that linear ramps are nearly reproduced (`ua.first_order`);
             results may then leave the range of the signal. A fit steps the plain weights all the same.
         signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which
@@ -89,6 +92,7 @@ class FitConfig:
     image_lr: str = "bicubic"
     leave_one_out: int = 0
     regression: bool = False
+    discriminants: bool = False
     first_order: bool = False
     signal_is: str = "auto"
     back_projections: int = 0
@@ -119,7 +123,7 @@ class FitConfig:
             raise ValueError(f"radius must be at most {LARGEST_RADIUS} cells, got {self.radius!r}")
         if self.lr_decay > 1:
             raise ValueError(f"lr_decay must be in (0, 1], got {self.lr_decay!r}")
-        for name in ("regression", "first_order"):
+        for name in ("regression", "discriminants", "first_order"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
@@ -199,7 +203,7 @@ PRESETS: dict[str, FitConfig] = {
     # The best transfer on the development images of `experiment=transfer` (experiments/transfer.md): no fit, small
     # kernels on colours as seen that are adapted to the signal, diffusion along the guide, which keeps the averages
     # where there are any to keep, and pixels assigned to classes where the averages are those of labels. Of features it
-    # upsamples what a regression on the guide's local statistics leaves.
+    # upsamples what a regression on the guide's local statistics leaves; to predicted classes it adds what colours say.
     "default": FitConfig(
         sigma=0.9,
         sigma_unit="cell",
@@ -213,6 +217,7 @@ PRESETS: dict[str, FitConfig] = {
         signal_is="auto",
         leave_one_out=10,
         regression=True,
+        discriminants=True,
         back_projections=1,
         diffusions=10,
         assignments=4,

@@ -47,23 +47,27 @@ def refine(
     config: FitConfig,
     averages: Tensor,
     backend: str,
+    *,
+    follow: Tensor | None = None,
 ) -> Tensor:
     """Back-projections, diffusions and assignments of a mixture (B, C, H, W); images of different kinds go apart.
 
-    averages: bool (B,), which signals average a truth.
+    averages: bool (B,), which signals average a truth. follow: (B, h, w), what the share by which predictions are
+    followed is multiplied by; None: their `prominence`.
     """
     kinds = averages.int()
     if config.assignments and bool(averages.any()):
         kinds = kinds + (averages & mixes_labels(signal, valid)).int()
     found = kinds.unique().tolist()
     if len(found) == 1:
-        return _refine_alike(out, signal, guide, valid, config, backend, average=found[0] > 0, labels=found[0] > 1)
+        kind = {"average": found[0] > 0, "labels": found[0] > 1}
+        return _refine_alike(out, signal, guide, valid, follow, config, backend, **kind)
     result = torch.empty_like(out)
     for kind in found:
         some = (kinds == kind).to(out.device)
-        mask = None if valid is None else valid[some]
+        mask, near = (None if lr_map is None else lr_map[some] for lr_map in (valid, follow))
         result[some] = _refine_alike(
-            out[some], signal[some], guide[some], mask, config, backend, average=kind > 0, labels=kind > 1
+            out[some], signal[some], guide[some], mask, near, config, backend, average=kind > 0, labels=kind > 1
         )
     return result
 
@@ -73,6 +77,7 @@ def _refine_alike(
     signal: Tensor,
     guide: Tensor,
     valid: Tensor | None,
+    follow: Tensor | None,
     config: FitConfig,
     backend: str,
     *,
@@ -86,7 +91,10 @@ def _refine_alike(
     steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
     maps = conductances(guide, config.edge, known_pixels(out, valid)) if steps else None
     if maps is not None:
-        follow = None if average else prominence(signal, valid)
+        if average:
+            follow = None
+        elif follow is None:
+            follow = prominence(signal, valid)
         out = diffuse(out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow)
     if not labels:
         return out

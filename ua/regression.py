@@ -93,11 +93,9 @@ def local_statistics(guide: Tensor) -> Tensor:
     """
     first = guide[:, :1]
     centred = guide - guide.mean((2, 3), keepdim=True)  # squares of less lose fewer digits in their differences
-    both = torch.cat([centred, centred.square()], 1)
     maps = [guide]
     for sigma in WINDOWS:
-        mean, square = blur(both, sigma).chunk(2, 1)
-        maps += [mean, ((square - mean.square()).clamp_min(0) + LEAST).sqrt()]
+        maps += means_and_deviations(centred, sigma)
     fine, coarse = SLOPES
     dx, dy = blur(first, fine, order_x=1), blur(first, fine, order_y=1)
     length = (dx.square() + dy.square() + LEAST).sqrt()
@@ -105,6 +103,12 @@ def local_statistics(guide: Tensor) -> Tensor:
     maps += [blur(first, coarse, order_x=1), blur(first, coarse, order_y=1)]
     maps += [blur(first, sigma, order_x=2) + blur(first, sigma, order_y=2) for sigma in SLOPES]
     return torch.cat(maps, 1)
+
+
+def means_and_deviations(guide: Tensor, sigma: float) -> list[Tensor]:
+    """Mean and standard deviation of a guide (B, G, H, W) under a Gaussian window; `sigma` in pixels."""
+    mean, square = blur(torch.cat([guide, guide.square()], 1), sigma).chunk(2, 1)
+    return [mean, ((square - mean.square()).clamp_min(0) + LEAST).sqrt()]
 
 
 def _weights(means: Tensor, signal: Tensor, within: Tensor, known: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.geometry import Factors, Support
-from ua import backends, degrade, first_order, inputs, leave_one_out, plugins, regression
-from ua.averages import averages_truth
+from ua import backends, degrade, discriminants, first_order, inputs, leave_one_out, plugins, regression
+from ua.averages import are_probabilities, averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
-from ua.refinement import refine, refines
+from ua.refinement import prominence, refine, refines
 
 
 def render(
@@ -38,9 +38,11 @@ def render(
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
     that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
     (`ua.refinement`). With `config.regression` all this is done to what a regression on local statistics of the guide
-    leaves of features (`ua.regression`). Whether a signal is the average of a truth or a prediction, `config.signal_is`
-    says. Averages of labels are sharpened in `config.assignments` rounds (`kernels.assignment`). The Gaussians are
-    those given: `config.leave_one_out` is the matter of `Fit.render`.
+    leaves of features (`ua.regression`); with `config.discriminants` predicted class probabilities are mixed as
+    logarithms, with what discriminants of the guide say within cells (`ua.discriminants`). Whether a signal is the
+    average of a truth or a prediction, `config.signal_is` says. Averages of labels are sharpened in
+    `config.assignments` rounds (`kernels.assignment`). The Gaussians are those given: `config.leave_one_out` is the
+    matter of `Fit.render`.
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -49,8 +51,8 @@ def render(
         valid: bool (B, h, w), (B, 1, h, w) or (h, w); cells marked False get no weight. A pixel without any valid
             candidate is NaN.
         config: candidates, guide, regression, correction and refinement (`radius`, `radius_rule`, `border`,
-            `prefilter`, `guide`, `guide_lr`, `regression`, `first_order`, `signal_is`, `back_projections`,
-            `diffusions`, `edge`, `assignments`); None: those of the preset "default".
+            `prefilter`, `guide`, `guide_lr`, `regression`, `discriminants`, `first_order`, `signal_is`,
+            `back_projections`, `diffusions`, `edge`, `assignments`); None: those of the preset "default".
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
@@ -86,7 +88,8 @@ def render_adapted(
 def promoted(signal: Tensor, image: Tensor, config: FitConfig) -> Tensor:
     """Half precision in that of the image where more than one sum follows: rounded once, at the end."""
     half = signal.dtype in (torch.float16, torch.bfloat16)
-    return signal.to(image.dtype) if half and (config.regression or config.first_order or refines(config)) else signal
+    sums = config.regression or config.discriminants or config.first_order or refines(config)
+    return signal.to(image.dtype) if half and sums else signal
 
 
 def _render(
@@ -100,15 +103,77 @@ def _render(
     *,
     adapt: bool,
 ) -> Tensor:
-    """Regression of features; mixture and refinement of what it leaves, or of other signals as they are.
+    """Mixture and refinement of checked arguments; predicted classes go apart from all other signals of a batch.
 
     adapt: whether the Gaussians are first adapted to what is mixed, where `config.leave_one_out` says so.
     """
+    classes = averages.new_zeros(len(signal))
+    if config.discriminants:
+        classes = are_probabilities(signal, valid).to(averages.device) & ~averages
+    if bool(classes.all()):
+        return _render_classes(signal, guide, gaussians, valid, config, backend)
+    if not bool(classes.any()):
+        return _render_values(signal, guide, gaussians, valid, config, averages, backend, adapt=adapt)
+    result = guide.new_empty((*signal.shape[:2], *guide.shape[-2:]), dtype=signal.dtype)
+    for some in (classes, ~classes):
+        here = some.to(guide.device)
+        mask, maps = None if valid is None else valid[here], Gaussians(*(lr_map[here] for lr_map in gaussians))
+        result[here] = _render(signal[here], guide[here], maps, mask, config, averages[some], backend, adapt=adapt)
+    return result
+
+
+def _render_values(
+    signal: Tensor,
+    guide: Tensor,
+    gaussians: Gaussians,
+    valid: Tensor | None,
+    config: FitConfig,
+    averages: Tensor,
+    backend: str,
+    *,
+    adapt: bool,
+) -> Tensor:
+    """Regression of features; mixture and refinement of what it leaves, or of other signals as they are."""
     trend = regression.learn(signal, guide, valid) if config.regression else None
     if trend is not None:
         signal = signal - trend.low
     if adapt:
         gaussians = adapted(signal, guide, gaussians, valid, config, averages)
+    out = _mixed(signal, guide, gaussians, valid, config, backend)
+    if refines(config):
+        out = refine(out, signal, guide, valid, config, averages, backend)
+    return out if trend is None else trend.added_to(out)
+
+
+def _render_classes(
+    signal: Tensor,
+    guide: Tensor,
+    gaussians: Gaussians,
+    valid: Tensor | None,
+    config: FitConfig,
+    backend: str,
+) -> Tensor:
+    """Predicted class probabilities: as logarithms, with what discriminants of the guide say within cells."""
+    evidence = discriminants.learn(signal, guide, valid).to(signal.dtype)
+    logarithms = discriminants.to_logarithms(signal)
+    rest = logarithms - discriminants.averages(evidence, signal)
+    out = _mixed(rest, guide, gaussians, valid, config, backend) + evidence
+    if refines(config):
+        predictions = torch.zeros(len(signal), dtype=torch.bool)
+        follow = prominence(signal, valid)
+        out = refine(out, logarithms, guide, valid, config, predictions, backend, follow=follow)
+    return discriminants.to_probabilities(out)
+
+
+def _mixed(
+    signal: Tensor,
+    guide: Tensor,
+    gaussians: Gaussians,
+    valid: Tensor | None,
+    config: FitConfig,
+    backend: str,
+) -> Tensor:
+    """The operator itself, of first order where `config.first_order` says so."""
     maps = Gaussians(*(lr_map.to(guide.dtype) for lr_map in gaussians))
     mix = partial(
         backends.choose(backend, signal, guide).render,
@@ -121,9 +186,7 @@ def _render(
     )
     size = (guide.shape[-2], guide.shape[-1])
     out: Tensor = first_order.corrected(mix, signal, size, valid) if config.first_order else mix(signal)
-    if refines(config):
-        out = refine(out, signal, guide, valid, config, averages, backend)
-    return out if trend is None else trend.added_to(out)
+    return out
 
 
 def adapted(
@@ -152,7 +215,7 @@ def adapted(
 
 def averages_of(signal: Tensor, valid: Tensor | None, config: FitConfig) -> Tensor:
     """Which signals count as averages of the truth, bool (B,); judged only where that matters."""
-    if config.signal_is == "auto" and (refines(config) or config.leave_one_out):
+    if config.signal_is == "auto" and (refines(config) or config.leave_one_out or config.discriminants):
         return averages_truth(signal, valid)
     return torch.full((len(signal),), config.signal_is != "prediction")
 

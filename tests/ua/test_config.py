@@ -136,6 +136,7 @@ def test_released_is_the_authors_code() -> None:
         "first_order": False,
         "leave_one_out": 0,
         "regression": False,
+        "discriminants": False,
         "signal_is": "auto",
         "back_projections": 0,
         "diffusions": 0,

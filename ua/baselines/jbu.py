@@ -59,6 +59,7 @@ def upsample(
         "radius_rule": "fixed",
         "leave_one_out": 0,
         "regression": False,
+        "discriminants": False,
         "back_projections": 0,
         "diffusions": 0,
         "assignments": 0,

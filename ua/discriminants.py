@@ -1,0 +1,102 @@
+"""What the guide says of predicted classes within a cell, and the logarithms in which it can be added to them.
+
+A network's class probabilities are mixed as logarithms, so that mixing multiplies opinions. Which class a pixel of a
+cell belongs to, its colour tells as well: around every cell the classes have different colours, of which the
+probabilities themselves say which. So linear discriminants (Fisher 1936; one covariance for all classes, of a Gaussian
+window) are learned from the LR probabilities of this one image, and what they say of the pixels of a cell, beyond what
+they say of the cell, is added to the logarithms. Unlike a colour model of a whole image (GrabCut, Rother et al. 2004)
+they are local, and never decide for a cell, only within it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ua import degrade
+from ua.refinement import smooth
+from ua.regression import means_and_deviations
+
+FLOOR = 0.02  # added to probabilities before their logarithm is taken; .005 to .05 are as good
+LARGEST = 30.0  # of a logarithm that becomes a probability; its exponential is finite
+WITHIN = 2.0  # standard deviation in pixels of the windows of means and deviations
+WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in, cells; 2 is as good, 8 is worse
+RIDGE = 1e-3  # on the diagonal of the covariance, squared guide units; .01 is worse
+PRIOR = 0.02  # cells of a class, with the mean of all: who is hardly there says nothing
+
+
+def to_logarithms(probabilities: Tensor) -> Tensor:
+    """log(p + `FLOOR`) of class probabilities, in their shape."""
+    return (probabilities + FLOOR).log()
+
+
+def to_probabilities(logarithms: Tensor) -> Tensor:
+    """The inverse of `to_logarithms`, (B, C, H, W): none below 0, sums of 1; NaN stays NaN."""
+    found = (logarithms.clamp_max(LARGEST).exp() - FLOOR).clamp_min(0)
+    total = found.sum(1, keepdim=True)
+    return torch.where(total == 0, 1 / logarithms.shape[1], found / total.masked_fill(total == 0, 1))
+
+
+def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The discriminants at the pixels less their average over the cells around: to be added to logarithms.
+
+    With f the guide's channels, their means and their deviations (3 G maps), mu_c the mean of f over the cells around,
+    weighted by class c, and S the covariance of f within classes (that within cells counts in full):
+    L_c(f) = f' S^-1 mu_c - mu_c' S^-1 mu_c / 2.
+
+    Args:
+        probabilities: (B, C, h, w), of classes, sums of 1.
+        guide: (B, G, H, W).
+        valid: bool (B, h, w), the cells to learn from; None: all.
+
+    Returns:
+        (B, C, H, W) in the dtype of the guide, without gradient; sums of 0 over the classes.
+    """
+    with torch.no_grad():
+        # Squares of less lose fewer digits in their differences.
+        centred = guide - guide.mean((2, 3), keepdim=True)
+        maps = torch.cat([centred, *means_and_deviations(centred, WITHIN)], 1)
+        slopes, offsets = _discriminants(probabilities, maps, valid)
+        found = _at_pixels(offsets, maps)
+        for slope, hr_map in zip(slopes.unbind(2), maps.split(1, 1), strict=True):
+            found += _at_pixels(slope, maps) * hr_map
+        found -= found.mean(1, keepdim=True)
+        return found.sub_(_at_pixels(averages(found, probabilities), maps))
+
+
+def averages(hr_maps: Tensor, like: Tensor) -> Tensor:
+    """Over every cell of `like` (B, C, h, w)."""
+    return degrade.area(hr_maps, (like.shape[-2], like.shape[-1]))[0]
+
+
+def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Slopes (B, C, K, h, w) and offsets (B, C, h, w) for the K maps (B, K, H, W), float64."""
+    known = torch.ones_like(probabilities[:, 0]) if valid is None else valid
+    weights = known[:, None].double()
+    shares = probabilities.double() / probabilities.double().sum(1, keepdim=True).clamp_min(1e-6) * weights
+    means = averages(maps, probabilities).double()
+    products = averages((maps[:, :, None] * maps[:, None]).flatten(1, 2), probabilities).double() * weights
+    number = maps.shape[1]
+
+    def around(values: Tensor, *channels: int) -> Tensor:
+        return smooth(values.flatten(1, -3), WINDOW).unflatten(1, channels)
+
+    cells = around(weights, 1).clamp_min(1e-9)  # [B, 1, h, w]
+    count = around(shares, shares.shape[1])  # [B, C, h, w]
+    total = around(shares[:, :, None] * means[:, None], shares.shape[1], number)  # [B, C, K, h, w]
+    overall = total.sum(1, keepdim=True) / cells[:, None]
+    mean = (total + PRIOR * overall) / (count + PRIOR)[:, :, None]
+    plain = total / count.clamp_min(1e-9)[:, :, None]
+    between = torch.einsum("bchw,bcihw,bcjhw->bijhw", count, plain, plain)
+    within = (around(products, number, number) - between) / cells[:, None]
+    within = within.permute(0, 3, 4, 1, 2) + RIDGE * torch.eye(number).to(within)
+    by_cell = mean.permute(0, 3, 4, 2, 1)  # [B, h, w, K, C]
+    slopes = torch.linalg.solve(within, by_cell)
+    offsets = -0.5 * (by_cell * slopes).sum(-2)
+    return slopes.permute(0, 4, 3, 1, 2), offsets.permute(0, 3, 1, 2)
+
+
+def _at_pixels(lr_maps: Tensor, like: Tensor) -> Tensor:
+    size = (like.shape[-2], like.shape[-1])
+    return F.interpolate(lr_maps.to(like.dtype), size, mode="bilinear", align_corners=False)
