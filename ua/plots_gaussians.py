@@ -112,7 +112,8 @@ def pixel_weights(fit: ua.Fit, pixel: tuple[int, int]) -> Tensor:
     y, x = pixel
     if not (0 <= y < height and 0 <= x < width):
         raise ValueError(f"pixel must be (y, x) within {height} x {width}, got {pixel}")
-    plain = fit.config.replace(first_order=False, back_projections=0, diffusions=0, assignments=0)
+    off = {"regression": False, "discriminants": False, "first_order": False}
+    plain = fit.config.replace(back_projections=0, diffusions=0, assignments=0, **off)
     one = torch.eye(rows * cols).to(fit.image).view(1, rows * cols, rows, cols)
     first = Gaussians(*(lr_map[:1] for lr_map in fit.gaussians))
     out = ua.render(one, fit.image[:1], first, config=plain, backend=fit.backend)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ua
-from ua import refinement
+from ua import refinement, rendering
 from ua.averages import averages_truth, growth, nothing_share, roughness, variogram_growth
 from ua.degrade import area, network_like, one_hot
 from ua.refinement import conductances, diffuse, smooth
@@ -150,7 +150,8 @@ def test_a_small_object_of_a_prediction_is_held_by_its_prominence(monkeypatch):
         return result[0, 1, 48:56, 32:40].mean()
 
     held = left()
-    monkeypatch.setattr(refinement, "prominence", lambda signal, _: torch.ones_like(signal[:, 0]))
+    for module in (refinement, rendering):
+        monkeypatch.setattr(module, "prominence", lambda signal, _: torch.ones_like(signal[:, 0]))
     assert held > left() + 0.02
 
 

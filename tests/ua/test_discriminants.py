@@ -1,0 +1,195 @@
+"""Predicted classes as logarithms, and linear discriminants of the guide: a naive solution, and what they do."""
+
+import math
+
+import pytest
+import torch
+
+import ua
+from ua import discriminants
+from ua.degrade import area
+from ua.features import blur
+from ua.refinement import smooth
+from ua.regression import means_and_deviations
+
+GRID, SIZE = (6, 8), (48, 64)
+
+
+def two_colours(noise=0.0, batch=1):
+    """A guide with a slanted border between two colours, and the label of every pixel, (B, H, W)."""
+    y, x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
+    labels = (x + 0.5 * y > 43).long().expand(batch, -1, -1)
+    colours = torch.tensor([[0.3, 0.5, 0.6], [0.5, 0.4, 0.3]])
+    image = colours[labels].movedim(-1, 1)
+    grain = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return (image + noise * grain).clamp(0, 1).contiguous(), labels
+
+
+def seen(labels, classes=2):
+    """Class probabilities of a network that sees each cell through a wide window."""
+    maps = torch.nn.functional.one_hot(labels, classes).movedim(-1, 1).float()
+    return 0.9 * area(blur(maps, 8.0), GRID)[0] + 0.1 / classes
+
+
+def classes_of(count, batch=1, seed=0):
+    return torch.randn(batch, count, *GRID, generator=torch.Generator().manual_seed(seed)).mul(2).softmax(1)
+
+
+def test_logarithms_and_back():
+    probabilities = classes_of(5)
+    back = discriminants.to_probabilities(discriminants.to_logarithms(probabilities))
+    assert (back - probabilities).abs().max() < 1e-6
+    one_hot = torch.eye(4).view(1, 4, 2, 2)
+    assert (discriminants.to_probabilities(discriminants.to_logarithms(one_hot)) - one_hot).abs().max() < 1e-6
+    odd = torch.tensor([[200.0, -200.0, -200.0], [math.nan] * 3, [1.0, 1.0, -math.inf], [-9.0, -9.0, -9.0]])
+    found = discriminants.to_probabilities(odd.T[None, :, :, None])[0, :, :, 0].T
+    assert found[0].tolist() == [1, 0, 0] and found[1].isnan().all()
+    assert found[2] == pytest.approx([0.5, 0.5, 0]) and found[3] == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["all valid", "holes"])
+def test_they_are_the_naive_ones(holes):
+    probabilities = classes_of(3).double()
+    probabilities = probabilities / probabilities.sum(1, keepdim=True)
+    guide = torch.rand(1, 2, *SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    valid = torch.rand(1, *GRID, generator=torch.Generator().manual_seed(2)) > 0.3 if holes else None
+    known = torch.ones(GRID, dtype=torch.float64) if valid is None else valid[0].double()
+    centred = guide - guide.mean((2, 3), keepdim=True)
+    maps = torch.cat([centred, *means_and_deviations(centred, discriminants.WITHIN)], 1)
+    number = maps.shape[1]
+    means = area(maps, GRID)[0][0].movedim(0, -1)  # [h, w, K]
+    products = area(torch.einsum("bixy,bjxy->bijxy", maps, maps).flatten(1, 2), GRID)[0][0]
+    products = products.movedim(0, -1).unflatten(-1, (number, number))
+    evidence = []
+    impulses = torch.eye(GRID[0] * GRID[1], dtype=torch.float64).view(-1, 1, *GRID)
+    windows = smooth(impulses, discriminants.WINDOW).view(*GRID, *GRID)  # [from, from, at, at]
+    slopes, offsets = (torch.zeros(1, 3, *shape, *GRID, dtype=torch.float64) for shape in ((number,), ()))
+    for i in range(GRID[0]):
+        for j in range(GRID[1]):
+            weight = windows[:, :, i, j] * known  # of every cell
+            second = torch.einsum("hw,hwij->ij", weight, products)
+            class_means = []
+            overall = torch.einsum("hw,hwk->k", weight, means) / weight.sum()
+            for c in range(3):
+                share = weight * probabilities[0, c]
+                total = torch.einsum("hw,hwk->k", share, means)
+                second = second - torch.outer(total, total) / share.sum()
+                prior = discriminants.PRIOR
+                class_means.append((total + prior * overall) / (share.sum() + prior))
+            spread = second / weight.sum() + discriminants.RIDGE * torch.eye(number, dtype=torch.float64)
+            for c, mean in enumerate(class_means):
+                slopes[0, c, :, i, j] = torch.linalg.solve(spread, mean)
+                offsets[0, c, i, j] = -0.5 * mean @ slopes[0, c, :, i, j]
+
+    def up(lr_map):
+        return torch.nn.functional.interpolate(lr_map, SIZE, mode="bilinear", align_corners=False)
+
+    evidence = up(offsets) + sum(up(slopes[:, :, k]) * maps[:, k : k + 1] for k in range(number))
+    evidence = evidence - evidence.mean(1, keepdim=True)
+    evidence = evidence - up(area(evidence, GRID)[0])
+    found = discriminants.learn(probabilities, guide, valid)
+    assert found.shape == (1, 3, *SIZE) and (found - evidence).abs().max() < 1e-8 * evidence.abs().max()
+    assert found.sum(1).abs().max() < 1e-8 and not found.requires_grad
+
+
+def test_a_border_within_cells_is_found_by_its_texture():
+    y, x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
+    labels = (x > 30 + 7 * torch.sin(y / 4)).long()[None]  # waves that cells cannot show
+    grain = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    guide = 0.5 + 0.1 * grain * labels[:, None]  # whose mean colour tells the kernels nothing
+    options = {"signal_is": "prediction", "diffusions": 0, "prefilter": "none"}
+    results = [ua.upsample(guide, seen(labels), discriminants=on, **options) for on in (True, False)]
+    wrong, before = ((result.argmax(1) != labels).float().mean() for result in results)
+    assert wrong < 0.7 * before and before > 0.02
+
+
+def test_a_guide_that_says_nothing_adds_nothing():
+    flat = torch.full((1, 3, *SIZE), 0.4)
+    assert discriminants.learn(classes_of(4), flat).abs().max() < 1e-5
+    same = torch.full((1, 4, *GRID), 0.25)  # all cells alike: the classes have the same colours
+    assert discriminants.learn(same, two_colours(0.05)[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_every_dtype(dtype):
+    guide, labels = two_colours(0.02)
+    low = seen(labels)
+    expected = ua.upsample(guide, low, signal_is="prediction", backend="reference")
+    result = ua.upsample(guide, low.to(dtype), signal_is="prediction", backend="reference")
+    assert result.dtype == dtype and (result.sum(1) - 1).abs().max() < 0.02
+    assert (result.to(expected) - expected).abs().max() < {torch.float16: 0.02, torch.bfloat16: 0.1}.get(dtype, 1e-4)
+
+
+def test_probabilities_of_eight_bits():
+    guide, labels = two_colours()  # no grain: nothing but the ridge keeps the covariance from being singular
+    rounded = (255 * seen(labels)).round() / 255
+    result = ua.upsample(guide, rounded + 1 / 255 * torch.tensor([1.0, 0.0])[:, None, None], signal_is="prediction")
+    assert result.isfinite().all() and (result.argmax(1) != labels).float().mean() < 0.05
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "triton"])
+def test_backends_agree(backend):
+    guide, labels = two_colours(0.02)
+    options = {"signal_is": "prediction", "diffusions": 2}
+    expected = ua.upsample(guide, seen(labels), backend="reference", **options)
+    assert (ua.upsample(guide, seen(labels), backend=backend, **options) - expected).abs().max() < 1e-4
+
+
+def test_the_order_of_classes_does_not_matter():
+    guide, low = two_colours(0.05)[0], classes_of(4)
+    one, other = (ua.upsample(guide, some, signal_is="prediction") for some in (low, low.flip(1)))
+    assert (one.flip(1) - other).abs().max() < 1e-4
+
+
+def test_invalid_cells_teach_nothing():
+    guide, labels = two_colours(0.05)
+    low, valid = seen(labels), torch.ones(1, *GRID, dtype=torch.bool)
+    valid[:, 2:4, 2:5] = False
+    one, other = (
+        ua.upsample(guide, low.masked_fill(~valid[:, None], fill), valid=valid, signal_is="prediction")
+        for fill in (torch.nan, 7.0)
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    known = ~one.isnan()[:, 0]
+    assert known.float().mean() > 0.7 and (one.sum(1)[known] - 1).abs().max() < 1e-5
+
+
+def test_what_else_is_in_the_batch_does_not_matter():
+    guide, labels = two_colours(0.05, batch=4)
+    labels[1] = labels[1].roll(16, 1)
+    averages = area(torch.nn.functional.one_hot(labels[:1], 2).movedim(-1, 1).float(), GRID)[0]
+    features = torch.randn(1, 2, *GRID, generator=torch.Generator().manual_seed(0))
+    signals = torch.cat([averages, seen(labels[1:2]), features, seen(labels[:1])])
+    together = ua.upsample(guide, signals)
+    for i in range(4):
+        alone = ua.upsample(guide[i : i + 1], signals[i : i + 1])
+        assert (together[i : i + 1] - alone).abs().max() < 1e-5, i
+    classes = together[[1, 3]]
+    assert classes.min() >= 0 and (classes.sum(1) - 1).abs().max() < 1e-5
+
+
+def test_averages_and_other_signals_are_left_alone():
+    guide, labels = two_colours(0.05)
+    averages = area(torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float(), GRID)[0]
+    depth = torch.randn(1, 1, *GRID, generator=torch.Generator().manual_seed(0))
+    for signal, kind in ((averages, "average"), (depth, "prediction")):
+        one, other = (ua.upsample(guide, signal, signal_is=kind, discriminants=on) for on in (True, False))
+        assert torch.equal(one, other)
+
+
+def test_gradients_to_the_signal():
+    guide = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    raw = torch.randn(1, 3, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    evidence = discriminants.learn(raw.softmax(1), guide)
+    options = {"signal_is": "prediction", "diffusions": 1, "backend": "reference"}
+
+    def fixed(values):
+        """What is learned from the signal is taken as given: so the finite differences must take it, too."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(discriminants, "learn", lambda *_: evidence)
+            patch.setattr("ua.rendering.prominence", lambda signal, _: torch.full_like(signal[:, 0], 0.7))
+            return ua.upsample(guide, values.softmax(1), **options)
+
+    assert torch.autograd.gradcheck(fixed, (raw.requires_grad_(),))
+    ua.upsample(guide, raw.softmax(1), **options)[:, 0].sum().backward()
+    assert raw.grad.isfinite().all() and raw.grad.abs().max() > 0
