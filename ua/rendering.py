@@ -17,7 +17,7 @@ from ua import backends, degrade, discriminants, first_order, inputs, leave_one_
 from ua.averages import are_probabilities, averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
-from ua.refinement import prominence, refine, refines
+from ua.refinement import refine, refines
 
 
 def render(
@@ -160,7 +160,7 @@ def _render_classes(
     out = _mixed(rest, guide, gaussians, valid, config, backend) + evidence
     if refines(config):
         predictions = torch.zeros(len(signal), dtype=torch.bool)
-        follow = prominence(signal, valid)
+        follow = discriminants.followed(discriminants.to_probabilities(out), signal, valid)
         out = refine(out, logarithms, guide, valid, config, predictions, backend, follow=follow)
     return discriminants.to_probabilities(out)
 

@@ -103,6 +103,21 @@ def test_a_border_within_cells_is_found_by_its_texture():
     assert wrong < 0.7 * before and before > 0.02
 
 
+def test_a_cell_that_stands_out_is_held_where_the_guide_says_so():
+    classes = torch.zeros(GRID, dtype=torch.long)
+    classes[3, 4] = 1
+    low = 0.9 * torch.nn.functional.one_hot(classes, 2).movedim(-1, 0)[None] + 0.05
+    plain = torch.full((1, 3, *SIZE), 0.4)
+    spotted = plain.clone()
+    spotted[..., 24:32, 32:40] = 0.7
+    seen_there, alone = (
+        ua.upsample(guide, low, signal_is="prediction")[0, 1, 24:32, 32:40].mean() for guide in (spotted, plain)
+    )
+    assert seen_there > 0.8 and alone < 0.4
+    factors = discriminants.followed(torch.full((1, 2, *SIZE), 0.5), low, None)
+    assert factors.shape == (1, *GRID) and factors.max() < 1e-3  # nothing backs it
+
+
 def test_a_guide_that_says_nothing_adds_nothing():
     flat = torch.full((1, 3, *SIZE), 0.4)
     assert discriminants.learn(classes_of(4), flat).abs().max() < 1e-5
@@ -187,7 +202,7 @@ def test_gradients_to_the_signal():
         """What is learned from the signal is taken as given: so the finite differences must take it, too."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(discriminants, "learn", lambda *_: evidence)
-            patch.setattr("ua.rendering.prominence", lambda signal, _: torch.full_like(signal[:, 0], 0.7))
+            patch.setattr(discriminants, "followed", lambda _, signal, valid: torch.full_like(signal[:, 0], 0.7))
             return ua.upsample(guide, values.softmax(1), **options)
 
     assert torch.autograd.gradcheck(fixed, (raw.requires_grad_(),))
