@@ -26,7 +26,7 @@ from ua.rendering import support, to_grid
 
 GUIDE_CHANNELS = 3
 CLASSES = 21  # of labels, as VOC has
-# Of the synthetic image: `ua.prefilters` finds noise of .035 and .007 in it (224 pixels), in photographs .001 to .005.
+# Of the synthetic image: `ua.prefilters` finds noise of .035 and .0075 in it (224 pixels), in photographs .001 to .005.
 GRAIN, LITTLE_GRAIN = 0.1, 0.02
 MAPS = 4  # of an anisotropic Gaussian; the operator itself takes five, `Factors`
 PACKAGES = {"diffuse": "kernels.diffusion", "assign": "kernels.assignment"}  # of others, kernels.bilateral

@@ -15,7 +15,7 @@ from torch import Tensor
 import ua
 from ua import io, plots
 from ua.averages import averages_truth
-from ua.refinement import refines
+from ua.rendering import kind_matters
 from ua.tracking import Tracker, choose_device, now
 
 
@@ -106,7 +106,7 @@ def run(config: Config, tracker: Tracker) -> dict[str, Any]:
 
 def what_signal_is(signal: io.Signal, settings: ua.FitConfig) -> str:
     """`signal_is` of the settings, "auto" decided where it matters. Probabilities in a file come from a network."""
-    if settings.signal_is != "auto" or not (refines(settings) or settings.leave_one_out or settings.discriminants):
+    if settings.signal_is != "auto" or not kind_matters(settings):
         return settings.signal_is
     known = None if signal.valid is None else signal.valid[None]
     average = signal.kind != "probabilities" and bool(averages_truth(signal.values[None], known))

@@ -71,7 +71,7 @@ def mixes_labels(signal: Tensor, valid: Tensor | None = None) -> Tensor:
 def are_probabilities(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     """Whether each signal (B, C, h, w) holds the probabilities of two classes or more: none below 0, sums of 1.
 
-    valid: bool (B, h, w), the cells that count. Returns bool (B,) on the signal's device, which nothing waits for.
+    valid: bool (B, h, w), the cells that count. Returns bool (B,) on the signal's device, which this does not wait for.
     """
     values = signal.detach().float()
     fitting = (values >= 0).all(1) & ((values.sum(1) - 1).abs() < max(1e-2, ROUNDING * values.shape[1] ** 0.5))

@@ -5,28 +5,25 @@ cell belongs to, its colour tells as well: around every cell the classes have di
 probabilities themselves say which. So linear discriminants (Fisher 1936; one covariance for all classes, of a Gaussian
 window) are learned from the LR probabilities of this one image, and what they say of the pixels of a cell, beyond what
 they say of the cell, is added to the logarithms. Unlike a colour model of a whole image (GrabCut, Rother et al. 2004)
-they are local, and never decide for a cell, only within it.
+they are local, and have no part in the mean logarithm of a cell, only in how it is spread over the pixels.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ua import degrade
-from ua.refinement import prominence, smooth
+from ua.refinement import interpolation_weights, prominence, smooth
 from ua.regression import means_and_deviations
 
 FLOOR = 0.02  # added to probabilities before their logarithm is taken; .005 to .05 are as good
-LARGEST = 30.0  # of a logarithm that becomes a probability; its exponential is finite
-WITHIN = 2.0  # standard deviation in pixels of the windows of means and deviations
-WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in, cells; 2 is as good, 8 is worse
+LARGEST = 30.0  # logarithm of a class beside which the others keep their place; its exponential is finite
+WITHIN = 2.0  # standard deviation in pixels of the windows of deviations
+WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in, cells; 2 and 8 are a little worse
 RIDGE = 1e-3  # on the diagonal of the covariance, squared guide units; .01 is worse
 BACKED = 2.0  # times the lesser prominence; 1 to 1.5 suit noisy maps better, and others less
-PRIOR = 0.02  # cells of a class, with the mean of all: who is hardly there says nothing
+PRIOR = 0.02  # cells of every class that have the mean of all: who is hardly there is told apart from nobody
 
 
 def to_logarithms(probabilities: Tensor) -> Tensor:
@@ -36,7 +33,8 @@ def to_logarithms(probabilities: Tensor) -> Tensor:
 
 def to_probabilities(logarithms: Tensor) -> Tensor:
     """The inverse of `to_logarithms`, (B, C, H, W): none below 0, sums of 1; NaN stays NaN."""
-    found = (logarithms.clamp_max(LARGEST).exp() - FLOOR).clamp_min(0)
+    excess = (logarithms.amax(1, keepdim=True) - LARGEST).clamp_min(0)
+    found = ((logarithms - excess).exp() - FLOOR).clamp_min(0)
     total = found.sum(1, keepdim=True)
     nothing = total == 0
     found = found / total.masked_fill(nothing, 1)
@@ -46,8 +44,8 @@ def to_probabilities(logarithms: Tensor) -> Tensor:
 def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> Tensor:
     """The discriminants at the pixels less their average over the cells around: to be added to logarithms.
 
-    With f the guide's channels, their means and their deviations (3 G maps), mu_c the mean of f over the cells around,
-    weighted by class c, and S the covariance of f within classes (that within cells counts in full):
+    With f the guide's channels and their deviations (2 G maps), mu_c the mean of f over the cells around, weighted by
+    class c, and S the covariance of f within classes (that within cells counts in full):
     L_c(f) = f' S^-1 mu_c - mu_c' S^-1 mu_c / 2.
 
     Args:
@@ -59,9 +57,10 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
         (B, C, H, W) in the dtype of the guide, without gradient; sums of 0 over the classes.
     """
     with torch.no_grad():
-        # Squares of less lose fewer digits in their differences.
         centred = guide - guide.mean((2, 3), keepdim=True)
-        maps = torch.cat([centred, *means_and_deviations(centred, WITHIN)], 1)
+        # Means of windows would find as much, but look across borders, and shift those of clean edges.
+        _, deviations = means_and_deviations(centred, WITHIN)
+        maps = torch.cat([centred, deviations], 1)
         slopes, offsets = _discriminants(probabilities, maps, valid)
         found = _at_pixels(offsets, maps)
         for slope, hr_map in zip(slopes.unbind(2), maps.split(1, 1), strict=True):
@@ -71,14 +70,16 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
 
 
 def followed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> Tensor:
-    """How closely `found` (B, C, H, W), the first mixture, is to follow the cells of a prediction, (B, h, w).
+    """How closely `found` (B, C, H, W), the first mixture, is to follow the cells of a prediction.
 
-    As `ua.refinement.prominence` says, but a cell that stands out is held only as far as it still does in `found`: what
-    neither the cells around it nor the guide say as well is noise.
+    `BACKED` times what `ua.refinement.prominence` says of the cell or, if that is less, of what the mixture made of it:
+    what neither the cells around it nor the guide say as well is noise.
+
+    Returns:
+        (B, h, w) in [0, BACKED * `ua.refinement.FOLLOWED`], without gradient; 0 where a cell is not valid.
     """
     with torch.no_grad():
-        known = None if valid is None else ~found.isnan()[:, 0]
-        backed = averages(found if known is None else found.masked_fill(~known[:, None], 0), probabilities, known)
+        backed = averages(found, probabilities, None if valid is None else ~found.isnan()[:, 0])
         both = (prominence(lr_maps, valid) for lr_maps in (probabilities, backed.to(probabilities.dtype)))
         return BACKED * torch.minimum(*both)
 
@@ -94,7 +95,8 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
     weights = known[:, None].double()
     shares = probabilities.double() / probabilities.double().sum(1, keepdim=True).clamp_min(1e-6) * weights
     means = averages(maps, probabilities).double()
-    products = averages((maps[:, :, None] * maps[:, None]).flatten(1, 2), probabilities).double() * weights
+    # A map at a time: all products of the pixels at once would be as many as the square of the maps.
+    products = torch.cat([averages(maps * one, probabilities) for one in maps.split(1, 1)], 1).double() * weights
     number = maps.shape[1]
 
     def around(values: Tensor, *channels: int) -> Tensor:
@@ -117,15 +119,6 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
 
 def _at_pixels(lr_maps: Tensor, like: Tensor) -> Tensor:
     """Bilinear between the cells, by matrices: half the time of `interpolate` on a CPU."""
-    down, across = (
-        bilinear_weights(*sizes).to(like) for sizes in zip(like.shape[-2:], lr_maps.shape[-2:], strict=True)
-    )
+    sizes = zip(like.shape[-2:], lr_maps.shape[-2:], strict=True)
+    down, across = (interpolation_weights("bilinear", *axis).to(like) for axis in sizes)
     return (down @ lr_maps.to(like.dtype)) @ across.mT
-
-
-@lru_cache(maxsize=16)
-def bilinear_weights(size: int, cells: int) -> Tensor:
-    """PyTorch's bilinear interpolation from `cells` to `size` as a matrix, float64."""
-    with torch.inference_mode(False), torch.no_grad():
-        each = torch.eye(cells, dtype=torch.float64)[None, :, :, None]  # [1, cells, cells, 1]
-        return F.interpolate(each, (size, 1), mode="bilinear", align_corners=False)[0, :, :, 0].T.contiguous()

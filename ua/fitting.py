@@ -63,7 +63,7 @@ class Fit:
 
         With `config.leave_one_out` the Gaussians are first adapted to the signal (and not kept), unless they require
         gradients. Gradients to the signal take as given whatever is chosen by looking at it: these Gaussians, what
-        `signal_is="auto"` decides, how closely each cell of a prediction is followed.
+        `signal_is="auto"` decides, what discriminants say, how closely each cell of a prediction is followed.
 
         Raises:
             TypeError, ValueError: as `ua.render`; and a signal on another grid than the fit's.

@@ -164,7 +164,10 @@ def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
     lacking = signal.to(average.dtype) - average
     if valid is not None:
         lacking = lacking.masked_fill(~valid[:, None], 0)
-    down, across = (bicubic_weights(*sizes).to(out) for sizes in zip(out.shape[-2:], signal.shape[-2:], strict=True))
+    down, across = (
+        interpolation_weights("bicubic", *sizes).to(out)
+        for sizes in zip(out.shape[-2:], signal.shape[-2:], strict=True)
+    )
     halfway = (down @ lacking.to(out.dtype)).flatten(0, 1)
     planes, columns = out.flatten(0, 1), across.mT.expand(len(halfway), -1, -1)
     differentiable = torch.is_grad_enabled() and (planes.requires_grad or halfway.requires_grad)
@@ -173,11 +176,11 @@ def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def bicubic_weights(size: int, cells: int) -> Tensor:
-    """PyTorch's bicubic interpolation from `cells` to `size` as a matrix: faster on a CPU, at least to 1024 x 1024."""
+def interpolation_weights(mode: str, size: int, cells: int) -> Tensor:
+    """PyTorch's interpolation, "bilinear" or "bicubic", as a matrix (size, cells): faster on a CPU to 1024 x 1024."""
     with torch.inference_mode(False), torch.no_grad():
         each = torch.eye(cells, dtype=torch.float64)[None, :, :, None]  # [1, cells, cells, 1]
-        return F.interpolate(each, (size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
+        return F.interpolate(each, (size, 1), mode=mode, align_corners=False)[0, :, :, 0].T.contiguous()
 
 
 def known_pixels(out: Tensor, valid: Tensor | None) -> Tensor | None:

@@ -92,7 +92,7 @@ def local_statistics(guide: Tensor) -> Tensor:
     Laplacian at two scales.
     """
     first = guide[:, :1]
-    centred = guide - guide.mean((2, 3), keepdim=True)  # squares of less lose fewer digits in their differences
+    centred = guide - guide.mean((2, 3), keepdim=True)
     maps = [guide]
     for sigma in WINDOWS:
         maps += means_and_deviations(centred, sigma)
@@ -106,7 +106,10 @@ def local_statistics(guide: Tensor) -> Tensor:
 
 
 def means_and_deviations(guide: Tensor, sigma: float) -> list[Tensor]:
-    """Mean and standard deviation of a guide (B, G, H, W) under a Gaussian window; `sigma` in pixels."""
+    """Mean and standard deviation of a guide (B, G, H, W) under a Gaussian window; `sigma` in pixels.
+
+    Give it a guide less its mean: squares of less lose fewer digits in their differences.
+    """
     mean, square = blur(torch.cat([guide, guide.square()], 1), sigma).chunk(2, 1)
     return [mean, ((square - mean.square()).clamp_min(0) + LEAST).sqrt()]
 

@@ -158,9 +158,9 @@ def _render_classes(
     logarithms = discriminants.to_logarithms(signal)
     rest = logarithms - discriminants.averages(evidence, signal)
     out = _mixed(rest, guide, gaussians, valid, config, backend) + evidence
-    if refines(config):
+    if config.diffusions:  # nothing else refines a prediction
         predictions = torch.zeros(len(signal), dtype=torch.bool)
-        follow = discriminants.followed(discriminants.to_probabilities(out), signal, valid)
+        follow = discriminants.followed(discriminants.to_probabilities(out.detach()), signal, valid)
         out = refine(out, logarithms, guide, valid, config, predictions, backend, follow=follow)
     return discriminants.to_probabilities(out)
 
@@ -215,9 +215,14 @@ def adapted(
 
 def averages_of(signal: Tensor, valid: Tensor | None, config: FitConfig) -> Tensor:
     """Which signals count as averages of the truth, bool (B,); judged only where that matters."""
-    if config.signal_is == "auto" and (refines(config) or config.leave_one_out or config.discriminants):
+    if config.signal_is == "auto" and kind_matters(config):
         return averages_truth(signal, valid)
     return torch.full((len(signal),), config.signal_is != "prediction")
+
+
+def kind_matters(config: FitConfig) -> bool:
+    """Whether averages and predictions are treated differently."""
+    return refines(config) or bool(config.leave_one_out) or config.discriminants
 
 
 def make_guide(image: Tensor, config: FitConfig) -> Tensor:

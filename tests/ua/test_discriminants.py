@@ -41,7 +41,7 @@ def test_logarithms_and_back():
     assert (back - probabilities).abs().max() < 1e-6
     one_hot = torch.eye(4).view(1, 4, 2, 2)
     assert (discriminants.to_probabilities(discriminants.to_logarithms(one_hot)) - one_hot).abs().max() < 1e-6
-    odd = torch.tensor([[200.0, -200.0, -200.0], [math.nan] * 3, [1.0, 1.0, -math.inf], [-9.0, -9.0, -9.0]])
+    odd = torch.tensor([[200.0, 100.0, -300.0], [math.nan] * 3, [1.0, 1.0, -math.inf], [-9.0, -9.0, -9.0]])
     found = discriminants.to_probabilities(odd.T[None, :, :, None])[0, :, :, 0].T
     assert found[0].tolist() == [1, 0, 0] and found[1].isnan().all()
     assert found[2] == pytest.approx([0.5, 0.5, 0]) and found[3] == pytest.approx([1 / 3] * 3)
@@ -55,12 +55,11 @@ def test_they_are_the_naive_ones(holes):
     valid = torch.rand(1, *GRID, generator=torch.Generator().manual_seed(2)) > 0.3 if holes else None
     known = torch.ones(GRID, dtype=torch.float64) if valid is None else valid[0].double()
     centred = guide - guide.mean((2, 3), keepdim=True)
-    maps = torch.cat([centred, *means_and_deviations(centred, discriminants.WITHIN)], 1)
+    maps = torch.cat([centred, means_and_deviations(centred, discriminants.WITHIN)[1]], 1)
     number = maps.shape[1]
     means = area(maps, GRID)[0][0].movedim(0, -1)  # [h, w, K]
     products = area(torch.einsum("bixy,bjxy->bijxy", maps, maps).flatten(1, 2), GRID)[0][0]
     products = products.movedim(0, -1).unflatten(-1, (number, number))
-    evidence = []
     impulses = torch.eye(GRID[0] * GRID[1], dtype=torch.float64).view(-1, 1, *GRID)
     windows = smooth(impulses, discriminants.WINDOW).view(*GRID, *GRID)  # [from, from, at, at]
     slopes, offsets = (torch.zeros(1, 3, *shape, *GRID, dtype=torch.float64) for shape in ((number,), ()))
@@ -154,6 +153,25 @@ def test_the_order_of_classes_does_not_matter():
     guide, low = two_colours(0.05)[0], classes_of(4)
     one, other = (ua.upsample(guide, some, signal_is="prediction") for some in (low, low.flip(1)))
     assert (one.flip(1) - other).abs().max() < 1e-4
+
+
+def test_a_clean_border_stays_where_it_is():
+    image, labels = two_colours()
+    guide = blur(image, 1.0)
+    low = area(blur(torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float(), 3.0), GRID)[0]
+    result = ua.upsample(guide, low, signal_is="prediction", diffusions=0)
+    assert (result.argmax(1) != labels).float().mean() < 0.005
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize(("size", "grid"), [((1, 1), (1, 1)), ((13, 17), (4, 3)), ((6, 5), (6, 5))], ids=str)
+def test_any_guide_grid_and_number_of_classes(channels, size, grid):
+    guide = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    for count in (2, 150):
+        low = torch.randn(1, count, *grid, generator=torch.Generator().manual_seed(count)).softmax(1)
+        with torch.inference_mode():
+            result = ua.upsample(guide, low, signal_is="prediction", guide="identity", prefilter="none")
+        assert result.shape == (1, count, *size) and (result.sum(1) - 1).abs().max() < 1e-4
 
 
 def test_invalid_cells_teach_nothing():
