@@ -95,7 +95,9 @@ def _refine_alike(
             follow = None
         elif follow is None:
             follow = prominence(signal, valid)
-        out = diffuse(out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow)
+        out = diffuse(
+            out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow, overwrite=True
+        )
     if not labels:
         return out
     there = signal if valid is None else signal.masked_fill(~valid[:, None], 0)
@@ -103,7 +105,7 @@ def _refine_alike(
     some, shares = out[:, present], signal[:, present]
     for number in range(config.assignments):
         if number and maps is not None:
-            some = diffuse(some, shares, maps, valid, steps=steps, share=share, backend=backend)
+            some = diffuse(some, shares, maps, valid, steps=steps, share=share, backend=backend, overwrite=True)
         some = assign(some, shares, valid, backend=backend)
     if bool(present.all()):
         return some
@@ -198,6 +200,7 @@ def diffuse(
     share: float,
     backend: str,
     follow: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Smooth `out` (B, C, H, W) where the guide is smooth, and give back what cells lack; see `kernels.diffusion`.
 
@@ -211,6 +214,7 @@ def diffuse(
         backend: "auto" or a name of `kernels.diffusion`; any other counts as "auto".
         follow: (B, h, w), what the share is multiplied by in every cell, 0 where it is not valid; the product is in
             [0, 1]. None: 1 in the valid cells.
+        overwrite: whether `out` may become the result, unless something is differentiated.
     """
     known = known_pixels(out, valid)
     start = out if known is None else out.masked_fill(~known[:, None], 0)
@@ -224,6 +228,7 @@ def diffuse(
         momentum=MOMENTUM,
         share=share,
         valid=valid if follow is None else follow,
+        overwrite=overwrite,
     )
     return result if known is None else result.masked_fill(~known[:, None], torch.nan)
 

@@ -33,18 +33,21 @@ def diffuse(
     momentum: float,
     share: float,
     valid: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Same contract as `kernels.diffusion.reference.diffuse`, with gradients to `start` and `signal`."""
-    return _Diffuse.apply(start, signal, across, down, steps, rate, momentum, share, valid)
+    return _Diffuse.apply(start, signal, across, down, overwrite, steps, rate, momentum, share, valid)
 
 
 class _Diffuse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, start: Tensor, signal: Tensor, *rest: Any) -> Tensor:
-        problems = _problems(start, signal, *rest)
+    def forward(
+        ctx: Any, start: Tensor, signal: Tensor, across: Tensor, down: Tensor, overwrite: bool, *rest: Any
+    ) -> Tensor:
+        problems = _problems(start, signal, across, down, *rest)
         ctx.problems, ctx.dtypes, ctx.grid = problems, (start.dtype, signal.dtype), signal.shape[-2:]
         first, wanted = _floats(start), _floats(signal)
-        out = empty(*first.shape)
+        out = first if overwrite and not any(ctx.needs_input_grad) else empty(*first.shape)
 
         def work(image: int, some: slice) -> None:
             loops, problem = _loops(), problems[image]
@@ -71,7 +74,7 @@ class _Diffuse(torch.autograd.Function):
         results = (
             torch.from_numpy(array).to(kind) for array, kind in zip((d_start, d_signal), ctx.dtypes, strict=True)
         )
-        return *results, *[None] * 7
+        return *results, *[None] * 8
 
 
 def _problems(

@@ -24,6 +24,7 @@ def diffuse(
     momentum: float,
     share: float,
     valid: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Diffuse `start` where the guide conducts, and give back to every cell what its average lacks.
 
@@ -49,6 +50,8 @@ def diffuse(
         share: of what a cell lacks that is given back in a step, in [0, 1].
         valid: bool (B, h, w); cells marked False ask for nothing. Or numbers that the share is multiplied by in every
             cell, each product in [0, 1]; without gradient.
+        overwrite: whether `start` may become the result where nothing is differentiated: fresh memory takes time. Only
+            `cpu` does it.
 
     Returns:
         (B, C, H, W) in the dtype of `start`. Differentiable with respect to all four tensors.

@@ -29,6 +29,7 @@ def diffuse(
     momentum: float,
     share: float,
     valid: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Same contract as `kernels.diffusion.reference.diffuse`."""
     work = across.dtype

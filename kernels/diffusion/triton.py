@@ -47,6 +47,7 @@ def diffuse(
     momentum: float,
     share: float,
     valid: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Same contract as `kernels.diffusion.reference.diffuse`; differentiable once, by `start` and `signal`.
 

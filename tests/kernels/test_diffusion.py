@@ -149,6 +149,25 @@ def test_cpu_does_not_depend_on_the_number_of_threads() -> None:
     assert all(torch.equal(one_gradients[name], many_gradients[name]) for name in one_gradients)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_cpu_overwrites_its_start_where_it_may(steps: int) -> None:
+    problem = make_problem(batch=2, channels=9, grid=(2, 3), size=(5, 8), steps=steps)
+    expected = problem.diffuse(cpu)
+
+    def overwriting(start: torch.Tensor) -> torch.Tensor:
+        options = {name: getattr(problem, name) for name in ("steps", "rate", "momentum", "share")}
+        return cpu.diffuse(start, problem.signal, problem.across, problem.down, **options, overwrite=True)
+
+    given = problem.start.clone()
+    result = overwriting(given)
+    assert torch.equal(result, expected) and result.data_ptr() == given.data_ptr()
+    given = problem.start.clone().requires_grad_()
+    assert torch.equal(overwriting(given), expected) and torch.equal(given, problem.start)
+    half = problem.start.half()
+    overwriting(half)
+    assert torch.equal(half, problem.start.half())
+
+
 @pytest.mark.parametrize("name", ["plain", "non-integer", "batch-and-holes"])
 def test_cpu_writes_all_that_it_returns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(**CASES[name])
