@@ -42,12 +42,14 @@ def diffuse(
 class _Diffuse(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, signal: Tensor, across: Tensor, down: Tensor, overwrite: bool, *rest: Any
+        ctx: Any, start: Tensor, signal: Tensor, across: Tensor, down: Tensor, overwrite: bool, steps: int, *rest: Any
     ) -> Tensor:
-        problems = _problems(start, signal, across, down, *rest)
+        problems = _problems(start, signal, across, down, steps, *rest)
         ctx.problems, ctx.dtypes, ctx.grid = problems, (start.dtype, signal.dtype), signal.shape[-2:]
         first, wanted = _floats(start), _floats(signal)
-        out = first if overwrite and not any(ctx.needs_input_grad) else empty(*first.shape)
+        # After an odd number of steps the result lies where the first step's did, which still needs its start.
+        overwrite = overwrite and steps % 2 == 0 and not any(ctx.needs_input_grad)
+        out = first if overwrite else empty(*first.shape)
 
         def work(image: int, some: slice) -> None:
             loops, problem = _loops(), problems[image]
