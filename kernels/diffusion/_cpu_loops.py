@@ -50,7 +50,8 @@ def make_work(height: int, width: int, rows: int, cols: int) -> Work:
 def diffuse_planes(problem, work, start, signal, out):
     """(C, H, W), (C, h, w) -> out (C, H, W): all steps of `kernels.diffusion.reference.diffuse`.
 
-    `out` may be `start` where the steps are even. What cells lack after a step is not added to its result but to the rows that the next step makes of it.
+    `out` may be `start` where the steps are even. What cells lack after a step is not added to its result but to the
+    rows that the next step makes of it.
     """
     problem, work = _borrow_problem(problem), _borrow_work(work)
     start, signal, out = borrow(start), borrow(signal), borrow(out)
