@@ -26,8 +26,20 @@ def shared_data() -> Path:
     return folder
 
 
+# Few long tests each: begun last, they would keep one worker busy while the other has nothing left to do.
+LONG = (
+    "test_ahead_of_time.py",
+    "test_triton.py",
+    "test_benchmark.py",
+    "test_notebooks.py",
+    "test_quality.py",
+    "test_memory.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is none."""
+    """Files with long tests come first; tests marked `gpu` are skipped where there is none."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if torch.cuda.is_available():
         return
     for item in items:
