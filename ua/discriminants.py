@@ -23,7 +23,7 @@ WITHIN = 2.0  # standard deviation in pixels of the windows of deviations
 WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in, cells; 2 and 8 are a little worse
 RIDGE = 1e-3  # on the diagonal of the covariance, squared guide units; .01 is worse
 BACKED = 2.0  # times the lesser prominence; 1 to 1.5 suit noisy maps better, and others less
-PRIOR = 0.02  # cells of every class that have the mean of all: who is hardly there is told apart from nobody
+PRIOR = 0.02  # cells of every class that are added, with the mean of all: a class that is hardly there has about that
 
 
 def to_logarithms(probabilities: Tensor) -> Tensor:
