@@ -21,7 +21,7 @@ import ua
 from kernels.geometry import Factors, Support, disc_offsets, owner_starts
 from ua import plugins
 from ua.degrade import area, one_hot
-from ua.refinement import AVERAGE_SHARE, BALANCES, MOMENTUM, RATE, conductances
+from ua.refinement import AVERAGE_SHARE, BALANCES, RATE, conductances
 from ua.rendering import support, to_grid
 
 GUIDE_CHANNELS = 3
@@ -201,7 +201,7 @@ def prepare_diffuse(problem: Problem) -> Callable[[], Tensor]:
     start = torch.nn.functional.interpolate(problem.signal, (case.size, case.size), mode="bilinear")
     across, down = conductances(plugins.find("ua.guides", config.guide).transform(problem.image), config.edge)
     backend = plugins.find("kernels.diffusion", module_name(case.backend))
-    options = {"steps": config.diffusions, "rate": RATE, "momentum": MOMENTUM, "share": AVERAGE_SHARE}
+    options = {"steps": config.diffusions, "rate": RATE, "share": AVERAGE_SHARE}
     return lambda: backend.diffuse(start, problem.signal, across, down, **options)
 
 
@@ -325,7 +325,7 @@ def default_flops(case: Case) -> float:
 
 
 def diffuse_flops(case: Case) -> float:
-    """Steps x channels x pixels x 17: extrapolation 3, four neighbours 3 each, average 1, giving back 1."""
+    """Steps x channels x pixels x 17: momentum 3, four neighbours 3 each, average 1, giving back 1."""
     return ua.preset("default").diffusions * case.batch * case.channels * case.size**2 * 17
 
 

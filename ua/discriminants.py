@@ -22,7 +22,6 @@ LARGEST = 30.0  # logarithm of a class beside which the others keep their place;
 WITHIN = 2.0  # standard deviation in pixels of the windows of deviations
 WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in, cells; 2 and 8 are a little worse
 RIDGE = 1e-3  # on the diagonal of the covariance, squared guide units; .01 is worse
-BACKED = 2.0  # times the lesser prominence; 1 to 1.5 suit noisy maps better, and others less
 PRIOR = 0.02  # cells of every class that are added, with the mean of all: a class that is hardly there has about that
 
 
@@ -72,16 +71,16 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
 def followed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> Tensor:
     """How closely `found` (B, C, H, W), the first mixture, is to follow the cells of a prediction.
 
-    `BACKED` times what `ua.refinement.prominence` says of the cell or, if that is less, of what the mixture made of it:
-    what neither the cells around it nor the guide say as well is noise.
+    What `ua.refinement.prominence` says of the cell or, if that is less, of what the mixture made of it: what neither
+    the cells around it nor the guide say as well is noise.
 
     Returns:
-        (B, h, w) in [0, BACKED * `ua.refinement.FOLLOWED`], without gradient; 0 where a cell is not valid.
+        (B, h, w) in [0, `ua.refinement.FOLLOWED`], without gradient; 0 where a cell is not valid.
     """
     with torch.no_grad():
         backed = averages(found, probabilities, None if valid is None else ~found.isnan()[:, 0])
         both = (prominence(lr_maps, valid) for lr_maps in (probabilities, backed.to(probabilities.dtype)))
-        return BACKED * torch.minimum(*both)
+        return torch.minimum(*both)
 
 
 def averages(hr_maps: Tensor, like: Tensor, known: Tensor | None = None) -> Tensor:

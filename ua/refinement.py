@@ -15,16 +15,14 @@ from ua import backends, degrade, inputs
 from ua.averages import are_probabilities, mixes_labels
 from ua.config import FitConfig
 
-# Of `kernels.diffusion`: about the largest rate that is stable with this momentum in any image.
-RATE = 1 / 6
-MOMENTUM = 0.85
+RATE = 1 / 4  # of `kernels.diffusion`: the largest that is stable in any image
 # Standard deviation in pixels of the Gaussian under which the guide's edges are looked at: noise and the grain of
 # textures are no edges (Catte, Lions, Morel & Coll 1992).
 SMOOTHING = 1.0
 # How much of what a cell lacks is given back in a step. A prediction is followed loosely, and smoothed over more steps:
 # chosen on the development images of `experiment=transfer`.
 AVERAGE_SHARE = 1.0
-PREDICTION_SHARE = 0.1  # over the pixels along a cell: what a step reaches is a smaller part of larger cells
+PREDICTION_SHARE = 0.4  # over the pixels along a cell: what a step reaches is a smaller part of larger cells
 PREDICTION_STEPS = 2  # for each that is asked for
 # It is followed where it stands out, and left to the guide where it is like its surroundings.
 SURROUNDINGS = 2.0  # standard deviation of their Gaussian, cells; 1.5 to 3 are as good
@@ -126,7 +124,7 @@ def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, floa
     """
     if average:
         return min(diffusions, max(1, round(scale))), AVERAGE_SHARE
-    return PREDICTION_STEPS * diffusions, PREDICTION_SHARE / scale
+    return PREDICTION_STEPS * diffusions, min(PREDICTION_SHARE / scale, 1 / FOLLOWED)
 
 
 def prominence(signal: Tensor, valid: Tensor | None) -> Tensor:
@@ -225,7 +223,6 @@ def diffuse(
         *maps,
         steps=steps,
         rate=RATE,
-        momentum=MOMENTUM,
         share=share,
         valid=valid if follow is None else follow,
         overwrite=overwrite,

@@ -15,168 +15,156 @@ import numpy as np
 from kernels._cpu_borrow import borrow
 from kernels._cpu_device import empty
 
-# One image. across and down (H, W), already times the rate: to the next pixel and to the one below, 0 where there is
-# none; valid (h, w), the share that a cell gives back;
-# row_cell, row_part: first cell of every pixel row, and how much of the row lies in it; col_part: likewise; col_start
-# (w + 1): of every cell the first pixel column that begins in it; area: pixels a cell.
-Problem = namedtuple("Problem", "across down valid row_cell row_part col_start col_part area momentum steps")
-# Scratch of one thread. planes (3, H, W); rows (2, more than W): the row that flows and the one below, by turns;
-# falling (W,): what flows into the row from above; given (h, W): what every row of cells gives to its pixels; columns
-# (h, W): sums over the pixels of every row of cells; lacking (2, h, w): of the last two steps, by turns.
-Work = namedtuple("Work", "planes rows falling given columns lacking")
+# One image. across and down (H, W): to the next pixel and to the one below, 0 where there is none; valid (h, w), the
+# share that a cell gives back; row_cell, row_part: first cell of every pixel row, and how much of the row lies in it;
+# col_part: likewise; col_start (w + 1): of every cell the first pixel column that begins in it; area: pixels a cell;
+# steps (n, 3): keep, momentum and rate of every step (`kernels.diffusion.schedule`).
+Problem = namedtuple("Problem", "across down valid row_cell row_part col_start col_part area steps")
+# Scratch of one thread. plane (H, W): an iterate; rows (2, more than W): the row that flows and the one below it, by
+# turns; falling (W,): what flows into the row from above; columns (h, W): sums over the pixels of every row of cells;
+# lacking (h, w): of the last step; given (2, h, W): what every row of cells gives to its pixels, after the last two steps
+# by turns; nothing (h, w): zeros.
+Work = namedtuple("Work", "plane rows falling columns lacking given nothing")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
-# Of one row: a call would cost as much as the row.
-inlined = numba.njit(nogil=True, fastmath=True, error_model="numpy", inline="always")
 ZERO, ONE = np.float32(0), np.float32(1)
 SPARE = 8  # numbers behind a row, which is read one pixel too far; a vector, so that the next row starts with one
 
 
 def make_work(height: int, width: int, rows: int, cols: int) -> Work:
     """Scratch memory for one thread."""
-    work = Work(
-        planes=empty(3, height, width),
-        rows=empty(2, width + SPARE),
+    return Work(
+        plane=empty(height, width),
+        rows=np.zeros((2, width + SPARE), np.float32),
         falling=empty(width),
-        given=empty(rows, width),
         columns=empty(rows, width),
-        lacking=np.empty((2, rows, cols), np.float32),
+        lacking=np.empty((rows, cols), np.float32),
+        given=empty(2, rows, width),
+        nothing=np.zeros((rows, cols), np.float32),
     )
-    work.rows[:] = 0  # what nothing flows to must be finite all the same
-    return work
 
 
 @compiled
-def diffuse_planes(problem, work, start, signal, out):
-    """(C, H, W), (C, h, w) -> out (C, H, W): all steps of `kernels.diffusion.reference.diffuse`.
+def diffuse_planes(problem, work, out, signal):
+    """All steps of `kernels.diffusion.reference.diffuse` in place: out (C, H, W), signal (C, h, w).
 
-    `out` may be `start` where the steps are even. What cells lack after a step is not added to its result but to the
-    rows that the next step makes of it.
+    What cells lack after a step is not added to its result but to the rows that the next steps make of it.
     """
     problem, work = _borrow_problem(problem), _borrow_work(work)
-    start, signal, out = borrow(start), borrow(signal), borrow(out)
-    for channel in range(len(start)):
-        x = previous = start[channel]
+    out, signal = borrow(out), borrow(signal)
+    for channel in range(len(out)):
+        x, other = out[channel], work.plane
+        other[:] = ZERO
         work.given[:] = ZERO
-        work.lacking[:] = ZERO
-        for step in range(1, problem.steps + 1):
-            result = out[channel] if (problem.steps - step) % 2 == 0 else work.planes[0]
-            _step(x, previous, problem.momentum, result, problem, work)
-            x, previous = result, x
-            now, before = work.lacking[step % 2], work.lacking[(step + 1) % 2]
-            _sum_columns(work.columns, problem, now)
-            momentum = problem.momentum if step < problem.steps else ZERO
-            for i in range(now.shape[0]):
-                for j in range(now.shape[1]):
-                    now[i, j] = problem.valid[i, j] * (signal[channel, i, j] - now[i, j])
-                    before[i, j] = now[i, j] + momentum * (now[i, j] - before[i, j])
-            _widen(before, problem, work.given)
-        _give(x, problem, work.given, out[channel])
+        for k in range(len(problem.steps)):
+            _step(x, other, work.given[k % 2], work.given[(k + 1) % 2], problem.steps[k], problem, work)
+            _ask(problem, work, signal[channel], work.given[(k + 1) % 2])
+            x, other = other, x
+        _give(x, work.given[len(problem.steps) % 2], problem, out[channel])
 
 
 @compiled
-def transposed_planes(problem, work, gradient, d_start, d_signal):
-    """Gradients of `diffuse_planes`: (C, H, W) -> d_start (C, H, W), d_signal (C, h, w).
+def transposed_planes(problem, work, out, d_signal):
+    """The gradient of `diffuse_planes` in place: out (C, H, W), from that of the result to that of the start.
 
-    A result is a polynomial in P = (I - U V A)(I - rate L) applied to `start`, plus another one applied to U V signal;
-    both come from the recurrence of the steps, without and with a constant forcing, so the transposed ones do, too.
+    `problem.steps` are those of the transpose. Between them cells lack what makes their averages 0, and the sum of that
+    is the gradient of the signal, d_signal (C, h, w).
     """
     problem, work = _borrow_problem(problem), _borrow_work(work)
-    gradient, d_start, d_signal = borrow(gradient), borrow(d_start), borrow(d_signal)
-    _, height, width = gradient.shape
-    x, previous, y, cells = work.planes[0], work.planes[1], work.planes[2], work.lacking[0]
-    for channel in range(len(gradient)):
-        for forced in range(2):
-            for i in range(height):
-                for j in range(width):
-                    x[i, j] = gradient[channel, i, j] * (ONE - forced)
-                    previous[i, j] = x[i, j]
-            for _ in range(problem.steps):
-                for i in range(height):
-                    for j in range(width):
-                        y[i, j] = x[i, j] + problem.momentum * (x[i, j] - previous[i, j])
-                _average(y, problem, work.columns, cells)
-                for i in range(cells.shape[0]):
-                    for j in range(cells.shape[1]):
-                        cells[i, j] *= -problem.valid[i, j]
-                _widen(cells, problem, work.given)
-                _step(y, y, ZERO, previous, problem, work)
-                x, previous = previous, x
-                if forced == 1:
-                    for i in range(height):
-                        for j in range(width):
-                            x[i, j] += gradient[channel, i, j]
-            if forced == 0:
-                d_start[channel] = x
-        _average(x, problem, work.columns, cells)
-        for i in range(cells.shape[0]):
-            for j in range(cells.shape[1]):
-                d_signal[channel, i, j] = problem.valid[i, j] * cells[i, j] * problem.area
+    out, d_signal = borrow(out), borrow(d_signal)
+    for channel in range(len(out)):
+        x, other = out[channel], work.plane
+        other[:] = ZERO
+        work.given[:] = ZERO
+        d_signal[channel] = ZERO
+        _sum_rows(x, problem, work.columns)
+        for k in range(len(problem.steps)):
+            _ask(problem, work, work.nothing, work.given[k % 2])
+            for i in range(work.lacking.shape[0]):
+                for j in range(work.lacking.shape[1]):
+                    d_signal[channel, i, j] -= problem.area * work.lacking[i, j]
+            _step(x, other, work.given[k % 2], work.given[(k + 1) % 2], problem.steps[k], problem, work)
+            x, other = other, x
+        out[channel] = x
 
 
 @compiled
-def _step(x, previous, momentum, result, problem, work):
-    """One pass over a plane: extrapolate, give to every row of cells, let flow; the result may overwrite `previous`.
+def _step(x, result, given, given_before, by, problem, work):
+    """One pass over a plane: `result`, which is the iterate before `x`, becomes the one after it.
 
-    In `work`, `given` is taken, and `columns` become the sums of the result.
+    Both are without what their cells give: `given`, `given_before`. `work.columns` become the sums of the result.
     """
-    height = len(x)
-    work.falling[:] = ZERO
-    work.columns[:] = ZERO
+    # Slices of rows and functions of them would be easier to read, and count references: 30 calls a row.
+    height, width = x.shape
+    keep, momentum, rate = by[0], by[1], by[2]
+    across, down, row_cell, row_part = problem.across, problem.down, problem.row_cell, problem.row_part
+    rows, falling, columns = work.rows, work.falling, work.columns
+    falling[:] = ZERO
+    columns[:] = ZERO
     for ahead in range(height + 1):
-        if ahead < height:
-            row = work.rows[ahead % 2]
-            cell, part = problem.row_cell[ahead], problem.row_part[ahead]
-            _extrapolate_row(x[ahead], previous[ahead], momentum, part, work.given[cell], row)
+        i, here, below = ahead - 1, (ahead + 1) % 2, ahead % 2
+        if ahead < height:  # what flows: the row and what its cells give
+            cell, part = row_cell[ahead], row_part[ahead]
+            for j in range(width):
+                rows[below, j] = x[ahead, j] + part * given[cell, j]
             if part < ONE:
-                _add_row(work.given[cell + 1], ONE - part, row)
-        if ahead > 0:
-            i = ahead - 1
-            here, below = work.rows[i % 2], work.rows[ahead % 2]
-            _flow_row(here, below, problem.across[i], problem.down[i], work.falling, result[i])
-            _sum_row(result[i], problem.row_cell[i], problem.row_part[i], work.columns)
-
-
-@inlined
-def _extrapolate_row(x, previous, momentum, part, given, out):
-    """What a row moves on to, and what its first row of cells gives it."""
-    for j in range(len(x)):
-        out[j] = x[j] + momentum * (x[j] - previous[j]) + part * given[j]
-
-
-@inlined
-def _add_row(row, factor, out):
-    for j in range(len(row)):
-        out[j] += factor * row[j]
-
-
-@inlined
-def _sum_row(row, cell, part, columns):
-    """Adds a row of pixels to the sums of their rows of cells."""
-    _add_row(row, part, columns[cell])
-    if part < ONE:
-        _add_row(row, ONE - part, columns[cell + 1])
-
-
-@inlined
-def _flow_row(here, below, across, down, falling, out):
-    """A row of y - rate L y, each flow computed once for both pixels. falling: from above, then to the row below."""
-    left = ZERO
-    for j in range(len(out)):
-        y = here[j]
-        right = across[j] * (here[j + 1] - y)
-        fallen = down[j] * (below[j] - y)
-        out[j] = y + (right - left) + (fallen - falling[j])
-        left, falling[j] = right, fallen
+                for j in range(width):
+                    rows[below, j] += (ONE - part) * given[cell + 1, j]
+        if i < 0:
+            continue
+        cell, part = row_cell[i], row_part[i]
+        if part < ONE:
+            for j in range(width):
+                result[i, j] += (ONE - part) * given_before[cell + 1, j]
+        left = ZERO
+        for j in range(width):  # each flow is computed once for both pixels
+            y = rows[here, j]
+            right = across[i, j] * (rows[here, j + 1] - y)
+            fallen = down[i, j] * (rows[below, j] - y)
+            moved = y - (result[i, j] + part * given_before[cell, j])
+            result[i, j] = keep * y + momentum * moved + rate * ((right - left) + (fallen - falling[j]))
+            left, falling[j] = right, fallen
+        for j in range(width):
+            columns[cell, j] += part * result[i, j]
+        if part < ONE:
+            for j in range(width):
+                columns[cell + 1, j] += (ONE - part) * result[i, j]
 
 
 @compiled
-def _average(x, problem, columns, cells):
-    """Exact average over every cell."""
+def _give(x, given, problem, out):
+    """`x` with what its rows of cells give."""
+    for i in range(x.shape[0]):
+        cell, part = problem.row_cell[i], problem.row_part[i]
+        for j in range(x.shape[1]):
+            out[i, j] = x[i, j] + part * given[cell, j]
+        if part < ONE:
+            for j in range(x.shape[1]):
+                out[i, j] += (ONE - part) * given[cell + 1, j]
+
+
+@compiled
+def _sum_rows(x, problem, columns):
+    """Sums over the pixels of every row of cells, column by column."""
     columns[:] = ZERO
     for i in range(x.shape[0]):
-        _sum_row(x[i], problem.row_cell[i], problem.row_part[i], columns)
-    _sum_columns(columns, problem, cells)
+        cell, part = problem.row_cell[i], problem.row_part[i]
+        for j in range(x.shape[1]):
+            columns[cell, j] += part * x[i, j]
+        if part < ONE:
+            for j in range(x.shape[1]):
+                columns[cell + 1, j] += (ONE - part) * x[i, j]
+
+
+@compiled
+def _ask(problem, work, wanted, given):
+    """What cells lack of what is wanted, from the sums in `work.columns`, and what that gives to their pixels."""
+    cells = work.lacking
+    _sum_columns(work.columns, problem, cells)
+    for i in range(cells.shape[0]):
+        for j in range(cells.shape[1]):
+            cells[i, j] = problem.valid[i, j] * (wanted[i, j] - cells[i, j])
+    _widen(cells, problem, given)
 
 
 @compiled
@@ -206,16 +194,6 @@ def _widen(cells, problem, columns):
 
 
 @compiled
-def _give(x, problem, given, out):
-    """Adds to every pixel what its rows of cells give."""
-    for i in range(x.shape[0]):
-        cell, part = problem.row_cell[i], problem.row_part[i]
-        _extrapolate_row(x[i], x[i], ZERO, part, given[cell], out[i])
-        if part < ONE:
-            _add_row(given[cell + 1], ONE - part, out[i])
-
-
-@compiled
 def _borrow_problem(problem):
     return Problem(
         borrow(problem.across),
@@ -226,18 +204,18 @@ def _borrow_problem(problem):
         borrow(problem.col_start),
         borrow(problem.col_part),
         problem.area,
-        problem.momentum,
-        problem.steps,
+        borrow(problem.steps),
     )
 
 
 @compiled
 def _borrow_work(work):
     return Work(
-        borrow(work.planes),
+        borrow(work.plane),
         borrow(work.rows),
         borrow(work.falling),
-        borrow(work.given),
         borrow(work.columns),
         borrow(work.lacking),
+        borrow(work.given),
+        borrow(work.nothing),
     )

@@ -19,7 +19,7 @@ from kernels.diffusion import _triton_kernels as kernels
 from kernels.diffusion._triton_launch import FINISH_PIXELS, FINISH_WARPS, STAGES, Tile, tile_for
 from kernels.diffusion.triton import WIDEST_CELL
 
-FLOATS = {"keep", "momentum", "rate", "share", "next_keep", "next_momentum"}
+FLOATS = {"keep", "momentum", "rate", "share"}
 HALVES = {"step": {"p_signal"}, "finish": {"p_out"}}
 # Columns of a cell: of the patches of a ViT, and the most.
 COLUMNS = (14, WIDEST_CELL + 1)

@@ -30,13 +30,6 @@ def part_of(i_pixel, i_cell, n_cells, n_pixels):
 
 
 @triton.jit
-def extrapolated(p_near, p_far, offset, keep, momentum):
-    """keep near + momentum (near - far), which leaves a constant as it is."""
-    b_near, b_far = tl.load(p_near + offset), tl.load(p_far + offset)
-    return keep * b_near + momentum * (b_near - b_far)
-
-
-@triton.jit
 def spread(p_cells, i_y, i_x, n_rows, n_cols, height, width, WHOLE: tl.constexpr):
     """U cells at pixels (i_y, i_x): the sum over the cells that a pixel lies in, by how much of it does."""
     i_row, i_col = i_y * n_rows // height, i_x * n_cols // width
@@ -57,16 +50,15 @@ def spread(p_cells, i_y, i_x, n_rows, n_cols, height, width, WHOLE: tl.constexpr
 
 @triton.jit(do_not_specialize=SIZES)
 def step_kernel(
-    p_near, p_far, p_spread, p_across, p_down, p_signal, p_valid, p_lacking, p_total, p_out, p_next,
-    n_channels, n_rows, n_cols, height, width, keep, momentum, rate, share, next_keep, next_momentum,
+    p_near, p_far, p_given, p_before, p_across, p_down, p_signal, p_valid, p_total, p_out, p_lacking,
+    n_channels, n_rows, n_cols, height, width, keep, momentum, rate, share,
     BC: tl.constexpr, BJ: tl.constexpr, BX: tl.constexpr, WHOLE: tl.constexpr,
 ):
-    """One step: y = keep x + momentum (x - previous x), z = y - rate L y, r = share valid (signal - A z).
+    """One step: z = keep x + momentum (x - previous x) - rate L x, r = share valid (signal - A z).
 
-    near, far: z (B, C, H, W) of this iterate and the one before. spread (B, C, h, w): the same combination of their r
-    as that of x. out: the new z; None where only averages are wanted. lacking: r, replaced in place; next: its
-    combination with the r before, by the factors of the next step. signal None is 0. total: sums all r that were
-    replaced. WHOLE: scales are integers.
+    near, far: z (B, C, H, W) of this iterate and the one before; given, before: their r (B, C, h, w). out: the new z;
+    None where only averages are wanted. lacking: the new r. signal None is 0. total: sums all r that were given. WHOLE:
+    scales are integers.
     """
     n_across, n_blocks = tl.cdiv(n_cols, BJ), tl.cdiv(n_channels, BC)
     i_program = tl.program_id(0)
@@ -78,9 +70,8 @@ def step_kernel(
     o_first, o_first_cell = i_first * height * width, i_first * n_rows * n_cols
     p_near += o_first
     p_far += o_first
-    p_spread += o_first_cell
-    p_lacking += o_first_cell
-    p_next += o_first_cell
+    p_given += o_first_cell
+    p_before += o_first_cell
     p_across += i_image * height * (width - 1)
     p_down += i_image * (height - 1) * width
     i_channel = tl.arange(0, BC)[:, None, None]
@@ -98,39 +89,43 @@ def step_kernel(
     o_plane = i_channel * height * width
     p_near += o_plane
     p_far += o_plane
-    p_cells = p_spread + i_channel * n_rows * n_cols
+    p_cells, p_cells_far = p_given + i_channel * n_rows * n_cols, p_before + i_channel * n_rows * n_cols
 
     i_y = tl.maximum(top - 1, 0)
     b_up = tl.load(p_down + i_y * width + i_x, mask=m_x & (top > 0), other=0.0).to(tl.float32)
-    b_above = extrapolated(p_near, p_far, i_y * width + i_x, keep, momentum)
+    b_above = tl.load(p_near + i_y * width + i_x)
     b_above += spread(p_cells, i_y, i_x, n_rows, n_cols, height, width, WHOLE)
     b_own = spread(p_cells, top, i_x, n_rows, n_cols, height, width, WHOLE)
-    b_here = extrapolated(p_near, p_far, top * width + i_x, keep, momentum) + b_own
+    b_here = tl.load(p_near + top * width + i_x) + b_own
     if WHOLE:  # what the cells spread is the same in all their rows
         b_own_left = spread(p_cells, top, i_left, n_rows, n_cols, height, width, WHOLE)
         b_own_right = spread(p_cells, top, i_right, n_rows, n_cols, height, width, WHOLE)
+        b_own_far = spread(p_cells_far, top, i_x, n_rows, n_cols, height, width, WHOLE)
         b_beyond = spread(p_cells, tl.minimum(bottom, height - 1), i_x, n_rows, n_cols, height, width, WHOLE)
     b_sums = tl.zeros([BC, BJ, BX], tl.float32)
     for i_y in range(top, bottom):
         i_below = tl.minimum(i_y + 1, height - 1)
-        b_below = extrapolated(p_near, p_far, i_below * width + i_x, keep, momentum)
-        b_left = extrapolated(p_near, p_far, i_y * width + i_left, keep, momentum)
-        b_right = extrapolated(p_near, p_far, i_y * width + i_right, keep, momentum)
+        b_below = tl.load(p_near + i_below * width + i_x)
+        b_left = tl.load(p_near + i_y * width + i_left)
+        b_right = tl.load(p_near + i_y * width + i_right)
+        b_far = tl.load(p_far + i_y * width + i_x)
         if WHOLE:
             b_below += tl.where(i_y + 1 < bottom, b_own, b_beyond)
             b_left += b_own_left
             b_right += b_own_right
+            b_far += b_own_far
         else:
             b_below += spread(p_cells, i_below, i_x, n_rows, n_cols, height, width, WHOLE)
             b_left += spread(p_cells, i_y, i_left, n_rows, n_cols, height, width, WHOLE)
             b_right += spread(p_cells, i_y, i_right, n_rows, n_cols, height, width, WHOLE)
+            b_far += spread(p_cells_far, i_y, i_x, n_rows, n_cols, height, width, WHOLE)
         p_edge = p_across + i_y * (width - 1) + i_x
         b_before = tl.load(p_edge - 1, mask=m_x & (i_x > 0), other=0.0).to(tl.float32)
         b_after = tl.load(p_edge, mask=m_x & (i_x + 1 < width), other=0.0).to(tl.float32)
         b_down = tl.load(p_down + i_y * width + i_x, mask=m_x & (i_y + 1 < height), other=0.0).to(tl.float32)
         b_flow = b_before * (b_left - b_here) + b_after * (b_right - b_here)
         b_flow += b_up * (b_above - b_here) + b_down * (b_below - b_here)
-        b_new = b_here + rate * b_flow
+        b_new = keep * b_here + momentum * (b_here - b_far) + rate * b_flow
         if p_out is not None:
             m_stored = m_mine & (i_y * n_rows >= i_row * height)
             tl.store(p_out + o_first + o_plane + i_y * width + i_x, b_new, mask=m_stored)
@@ -153,12 +148,11 @@ def step_kernel(
     if p_valid is not None:
         o_valid = i_image * n_rows * n_cols + i_row * n_cols + i_col
         b_lacking *= tl.load(p_valid + o_valid, mask=m_col, other=0).to(tl.float32)
-    b_old = tl.load(p_lacking + o_cell, mask=m_cell, other=0.0)
     if p_total is not None:
+        b_given = tl.load(p_given + o_cell, mask=m_cell, other=0.0)
         b_total = tl.load(p_total + o_first_cell + o_cell, mask=m_cell, other=0.0)
-        tl.store(p_total + o_first_cell + o_cell, b_total + b_old, mask=m_cell)
-    tl.store(p_lacking + o_cell, b_lacking, mask=m_cell)
-    tl.store(p_next + o_cell, next_keep * b_lacking + next_momentum * (b_lacking - b_old), mask=m_cell)
+        tl.store(p_total + o_first_cell + o_cell, b_total + b_given, mask=m_cell)
+    tl.store(p_lacking + o_first_cell + o_cell, b_lacking, mask=m_cell)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -1,15 +1,12 @@
-"""From plain tensors to launches of the Triton kernels: all steps, and their transposes.
+"""From plain tensors to launches of the Triton kernels: all steps, and their transposes (`kernels.diffusion.schedule`).
 
-With P = (I - share U valid A)(I - rate L), a step is x_{k+1} = P y_k + b, y_k = x_k + momentum (x_k - x_{k-1}), b =
-share U valid signal. Backwards, with g_k = d loss / d x_k, that is g_k = P^T (g_{k+1} + momentum (g_{k+1} - g_{k+2})).
-The last one, of `start`, which is x_0 and x_{-1}, takes g_1 - momentum g_2 instead. d loss / d b is the sum of all but
-that one, of which only averages over cells are needed. P^T averages first and lets flow then; with the averages left
-for the next launch that is the same kernel: what the last launch found is added to what this one reads.
+A step of either kind is "flow, then average"; the transpose begins with an average and ends with a flow. What the last
+launch found that cells lack is added to what this one reads. The gradient of the signal needs the averages of all
+gradients of iterates, which are at hand.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.diffusion import _triton_kernels as kernels
+from kernels.diffusion.schedule import Step, backwards, forwards
 
 FINISH_PIXELS, FINISH_WARPS = 1024, 4  # of a program of `finish_kernel`
 STAGES = 2  # of Triton, which has no product to hide loads behind here
@@ -60,7 +58,6 @@ class Settings(NamedTuple):
 
     steps: int
     rate: float
-    momentum: float
     share: float
 
 
@@ -76,14 +73,7 @@ class Inputs(NamedTuple):
     valid: Tensor | None
 
 
-class Factors(NamedTuple):
-    """What a step reads of the last two iterates: keep x + momentum (x - previous x)."""
-
-    keep: float
-    momentum: float
-
-
-ALONE = Factors(1.0, 0.0)
+STILL = Step(1.0, 0.0, 0.0)  # nothing flows
 
 
 def prepare(signal: Tensor | None, across: Tensor, down: Tensor, valid: Tensor | None) -> Inputs:
@@ -99,52 +89,46 @@ def prepare(signal: Tensor | None, across: Tensor, down: Tensor, valid: Tensor |
 def diffuse(start: Tensor, grid: tuple[int, int], inputs: Inputs, settings: Settings) -> Tensor:
     """(B, C, H, W), a grid (h, w) -> (B, C, H, W) in the dtype of `start`."""
     state = State(start, grid)
-    # x_{-1} is x_0, and what the last step gives back is added as it is.
-    factors = [ALONE, *[Factors(1.0, settings.momentum)] * (settings.steps - 1), ALONE][: settings.steps + 1]
-    for now, following in itertools.pairwise(factors):
-        state.step(inputs, settings.rate, settings.share, now, following)
+    for by in forwards(settings.steps, settings.rate):
+        state.step(inputs, settings.share, by)
     return state.finish(start.dtype)
 
 
 def transposed(gradient: Tensor, grid: tuple[int, int], inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
     """d loss / d out (B, C, H, W) -> d loss / d start, and d loss / d signal (B, C, h, w), both float32."""
-    state, momentum = State(gradient, grid), settings.momentum
+    state = State(gradient, grid)
     if settings.steps == 0:
-        return state.near.clone(), state.lacking
-    # No gradient comes before that of the last iterate; that of `start` is special (see the top).
-    first, last = Factors(1 + momentum, 0.0), Factors(1 - momentum, momentum)
-    factors = [first, *[Factors(1.0, momentum)] * (settings.steps - 2), last] if settings.steps > 1 else [ALONE]
-    state.total = torch.zeros_like(state.lacking)
-    state.average(inputs, settings.share, factors[0])
-    for now, following in itertools.pairwise([*factors, ALONE]):
-        state.step(inputs, settings.rate, settings.share, now, following)
-    area = state.near[0, 0].numel() / state.lacking[0, 0].numel()
+        return state.near.clone(), state.given
+    state.total = torch.zeros_like(state.given)
+    state.average(inputs, settings.share)
+    for by in backwards(settings.steps, settings.rate):
+        state.step(inputs, settings.share, by)
+    area = state.near[0, 0].numel() / state.given[0, 0].numel()
     return state.near, -area * state.total
 
 
 class State:
     """Two iterates x = z + U r, and the buffers that the next ones go to.
 
-    near, far: z (B, C, H, W) of this one and the one before. lacking: r (B, C, h, w). spread: the combination of r that
-    the next step adds. total: None, or the sum of all r so far but the last.
+    near, far: z (B, C, H, W) of this one and the one before; given, before: their r (B, C, h, w). total: None, or the
+    sum of all r so far but the last.
     """
 
     def __init__(self, start: Tensor, grid: tuple[int, int]) -> None:
         self.near = self.far = self.start = start.detach().float().contiguous()
         self.free: Tensor | None = None
-        self.lacking = self.near.new_zeros(*start.shape[:2], *grid)
-        self.spread, self.next = torch.zeros_like(self.lacking), torch.empty_like(self.lacking)
+        self.given = self.near.new_zeros(*start.shape[:2], *grid)
+        self.before, self.lacking = torch.zeros_like(self.given), torch.empty_like(self.given)
         self.total: Tensor | None = None
 
-    def average(self, inputs: Inputs, share: float, following: Factors) -> None:
+    def average(self, inputs: Inputs, share: float) -> None:
         """r of the iterate as it is."""
-        self._launch(None, inputs, 0.0, share, ALONE, following)  # rate 0: nothing flows
+        self._launch(None, inputs, share, STILL)
 
-    def step(self, inputs: Inputs, rate: float, share: float, now: Factors, following: Factors) -> None:
-        """One step from `now` of the iterates; `following`: what the step after it reads."""
+    def step(self, inputs: Inputs, share: float, by: Step) -> None:
         out = torch.empty_like(self.near) if self.free is None else self.free
-        self._launch(out, inputs, rate, share, now, following)
-        # Neighbours read both iterates, so a step needs a third buffer; and the caller's tensor is none.
+        self._launch(out, inputs, share, by)
+        # A pixel of two cells is read by two programs, so a step needs a third buffer; and the caller's tensor is none.
         self.free = None if self.far is self.start else self.far
         self.near, self.far = out, self.near
 
@@ -155,7 +139,7 @@ class State:
         planes, tiles = out.shape[0] * out.shape[1], -(-out.shape[2] * out.shape[3] // FINISH_PIXELS)
         kernels.finish_kernel[(planes * tiles,)](
             self.near,
-            self.spread,
+            self.given,
             out,
             **self._sizes(),
             n_tiles=tiles,
@@ -166,32 +150,28 @@ class State:
         )
         return out
 
-    def _launch(
-        self, out: Tensor | None, inputs: Inputs, rate: float, share: float, now: Factors, following: Factors
-    ) -> None:
-        batch, channels, rows, cols = self.lacking.shape
+    def _launch(self, out: Tensor | None, inputs: Inputs, share: float, by: Step) -> None:
+        batch, channels, rows, cols = self.given.shape
         tile = tile_for(channels, cols, most_columns(cols, self.near.shape[3]), self._whole())
         programs = batch * -(-channels // tile.channels) * rows * -(-cols // tile.cells)
         kernels.step_kernel[(programs,)](
             self.near,
             self.far,
-            self.spread,
+            self.given,
+            self.before,
             inputs.across,
             inputs.down,
             inputs.signal,
             inputs.valid,
-            self.lacking,
             self.total,
             out,
-            self.next,
+            self.lacking,
             n_channels=channels,
             **self._sizes(),
-            keep=float(now.keep),
-            momentum=float(now.momentum),
-            rate=float(rate),
+            keep=float(by.keep),
+            momentum=float(by.momentum),
+            rate=float(by.rate),
             share=float(share),
-            next_keep=float(following.keep),
-            next_momentum=float(following.momentum),
             BC=tile.channels,
             BJ=tile.cells,
             BX=tile.columns,
@@ -199,15 +179,15 @@ class State:
             num_warps=tile.warps,
             num_stages=STAGES,
         )
-        self.spread, self.next = self.next, self.spread
+        self.given, self.before, self.lacking = self.lacking, self.given, self.before
 
     def _sizes(self) -> dict[str, Any]:
-        (rows, cols), (height, width) = self.lacking.shape[2:], self.near.shape[2:]
+        (rows, cols), (height, width) = self.given.shape[2:], self.near.shape[2:]
         return {"n_rows": rows, "n_cols": cols, "height": height, "width": width}
 
     def _whole(self) -> bool:
         """Whether every pixel lies in one cell."""
-        return self.near.shape[2] % self.lacking.shape[2] == 0 and self.near.shape[3] % self.lacking.shape[3] == 0
+        return self.near.shape[2] % self.given.shape[2] == 0 and self.near.shape[3] % self.given.shape[3] == 0
 
 
 def _power_of_two(number: int) -> int:

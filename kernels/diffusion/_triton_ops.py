@@ -22,14 +22,13 @@ def diffuse(
     valid: Tensor | None,
     steps: int,
     rate: float,
-    momentum: float,
     share: float,
 ) -> Tensor:
     """(B, C, H, W), contiguous, in the dtype of `start`."""
     with torch.cuda.device_of(start):
         grid = (signal.shape[2], signal.shape[3])
         inputs = launch.prepare(signal, across, down, valid)
-        return launch.diffuse(start, grid, inputs, launch.Settings(steps, rate, momentum, share))
+        return launch.diffuse(start, grid, inputs, launch.Settings(steps, rate, share))
 
 
 @diffuse.register_fake
@@ -46,14 +45,13 @@ def diffuse_backward(
     valid: Tensor | None,
     steps: int,
     rate: float,
-    momentum: float,
     share: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of start and signal, in the dtypes of `d_out` and `signal`, of which only the shape is read."""
     with torch.cuda.device_of(d_out):
         grid = (signal.shape[2], signal.shape[3])
         inputs = launch.prepare(None, across, down, valid)
-        found = launch.transposed(d_out, grid, inputs, launch.Settings(steps, rate, momentum, share))
+        found = launch.transposed(d_out, grid, inputs, launch.Settings(steps, rate, share))
     return found[0].to(d_out.dtype), found[1].to(signal.dtype)
 
 
@@ -63,15 +61,15 @@ def _(d_out: Tensor, signal: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, *tensors, ctx.steps, ctx.rate, ctx.momentum, ctx.share = inputs
+    _, *tensors, ctx.steps, ctx.rate, ctx.share = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
         raise NotImplementedError("the triton backend has no gradient of the conductances: use backend='torch'")
-    gradients = diffuse_backward(d_out, *ctx.saved_tensors, ctx.steps, ctx.rate, ctx.momentum, ctx.share)
-    return (*gradients, *[None] * 7)
+    gradients = diffuse_backward(d_out, *ctx.saved_tensors, ctx.steps, ctx.rate, ctx.share)
+    return (*gradients, *[None] * 6)
 
 
 diffuse.register_autograd(_differentiate, setup_context=_save)

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels._cpu_device import empty, in_threads
 from kernels._cpu_device import refuses as refuses
+from kernels.diffusion.schedule import Step, backwards, forwards
 from kernels.geometry import area_weights
 
 CHANNELS = 8  # of one job: enough to hide its start, few enough to share a small signal out
@@ -30,31 +31,37 @@ def diffuse(
     *,
     steps: int,
     rate: float,
-    momentum: float,
     share: float,
     valid: Tensor | None = None,
     overwrite: bool = False,
 ) -> Tensor:
     """Same contract as `kernels.diffusion.reference.diffuse`, with gradients to `start` and `signal`."""
-    return _Diffuse.apply(start, signal, across, down, overwrite, steps, rate, momentum, share, valid)
+    return _Diffuse.apply(start, signal, across, down, overwrite, steps, rate, share, valid)
 
 
 class _Diffuse(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, signal: Tensor, across: Tensor, down: Tensor, overwrite: bool, steps: int, *rest: Any
+        ctx: Any,
+        start: Tensor,
+        signal: Tensor,
+        across: Tensor,
+        down: Tensor,
+        overwrite: bool,
+        steps: int,
+        rate: float,
+        *rest: Any,
     ) -> Tensor:
-        problems = _problems(start, signal, across, down, steps, *rest)
-        ctx.problems, ctx.dtypes, ctx.grid = problems, (start.dtype, signal.dtype), signal.shape[-2:]
-        first, wanted = _floats(start), _floats(signal)
-        # After an odd number of steps the result lies where the first step's did, which still needs its start.
-        overwrite = overwrite and steps % 2 == 0 and not any(ctx.needs_input_grad)
-        out = first if overwrite else empty(*first.shape)
+        problems = _problems(start, signal, across, down, forwards(steps, rate), *rest)
+        ctx.problems, ctx.settings = problems, (steps, rate)
+        ctx.dtypes, ctx.grid = (start.dtype, signal.dtype), signal.shape[-2:]
+        wanted = _floats(signal)
+        out = _floats(start, copy=not overwrite or any(ctx.needs_input_grad))
 
         def work(image: int, some: slice) -> None:
             loops, problem = _loops(), problems[image]
             scratch = loops.make_work(*out.shape[2:], *problem.valid.shape)
-            loops.diffuse_planes(problem, scratch, first[image, some], wanted[image, some], out[image, some])
+            loops.diffuse_planes(problem, scratch, out[image, some], wanted[image, some])
 
         _for_all(work, *start.shape[:2])
         return torch.from_numpy(out).to(start.dtype)
@@ -62,21 +69,19 @@ class _Diffuse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = _floats(d_out)
-        d_start, d_signal = empty(*gradient.shape), np.empty((*gradient.shape[:2], *ctx.grid), np.float32)
+        d_start, steps = _floats(d_out, copy=True), _table(backwards(*ctx.settings))
+        d_signal = np.empty((*d_start.shape[:2], *ctx.grid), np.float32)
 
         def work(image: int, some: slice) -> None:
-            loops, problem = _loops(), ctx.problems[image]
-            scratch = loops.make_work(*gradient.shape[2:], *problem.valid.shape)
-            loops.transposed_planes(
-                problem, scratch, gradient[image, some], d_start[image, some], d_signal[image, some]
-            )
+            loops, problem = _loops(), ctx.problems[image]._replace(steps=steps)
+            scratch = loops.make_work(*d_start.shape[2:], *problem.valid.shape)
+            loops.transposed_planes(problem, scratch, d_start[image, some], d_signal[image, some])
 
-        _for_all(work, *gradient.shape[:2])
+        _for_all(work, *d_start.shape[:2])
         results = (
             torch.from_numpy(array).to(kind) for array, kind in zip((d_start, d_signal), ctx.dtypes, strict=True)
         )
-        return *results, *[None] * 8
+        return *results, *[None] * 7
 
 
 def _problems(
@@ -84,9 +89,7 @@ def _problems(
     signal: Tensor,
     across: Tensor,
     down: Tensor,
-    steps: int,
-    rate: float,
-    momentum: float,
+    steps: list[Step],
     share: float,
     valid: Tensor | None,
 ) -> list[Any]:
@@ -96,7 +99,7 @@ def _problems(
     col_cell, col_part = _axis(width, cols)
     mask = torch.ones(len(start), rows, cols) if valid is None else valid.float()
     maps = empty(2, len(start), height, width)
-    maps[0], maps[1] = _floats(F.pad(rate * across, (0, 1))), _floats(F.pad(rate * down, (0, 0, 0, 1)))
+    maps[0], maps[1] = _floats(F.pad(across, (0, 1))), _floats(F.pad(down, (0, 0, 0, 1)))
     shares = _floats(share * mask)
     return [
         _loops().Problem(
@@ -108,11 +111,14 @@ def _problems(
             col_start=np.searchsorted(col_cell, np.arange(cols + 1)),
             col_part=col_part,
             area=np.float32(height * width / (rows * cols)),
-            momentum=np.float32(momentum),
-            steps=steps,
+            steps=_table(steps),
         )
         for image in range(len(start))
     ]
+
+
+def _table(steps: list[Step]) -> np.ndarray:
+    return np.array(steps, np.float32).reshape(-1, len(Step._fields))
 
 
 @lru_cache(maxsize=16)
@@ -125,8 +131,9 @@ def _axis(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     return first.numpy().astype(np.int64), part.numpy().astype(np.float32)
 
 
-def _floats(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().float().contiguous().numpy()
+def _floats(tensor: Tensor, copy: bool = False) -> np.ndarray:
+    """The tensor as a contiguous array; `copy`: in memory of its own."""
+    return tensor.detach().to(torch.float32, copy=copy, memory_format=torch.contiguous_format).numpy()
 
 
 def _for_all(work: Callable[[int, slice], None], batch: int, channels: int) -> None:

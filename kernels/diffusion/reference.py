@@ -21,7 +21,6 @@ def diffuse(
     *,
     steps: int,
     rate: float,
-    momentum: float,
     share: float,
     valid: Tensor | None = None,
     overwrite: bool = False,
@@ -31,13 +30,14 @@ def diffuse(
     With L the weighted Laplacian of the pixel grid, (L y)(p) = sum over the four neighbours n of conductance(p, n)
     (y(p) - y(n)), A the exact average over every LR cell and U its transpose times the pixels a cell:
 
-        y = x_k + momentum (x_k - x_{k-1})
-        z = y - rate L y                                   (Perona & Malik 1990, with conductances that do not change)
-        x_{k+1} = z + share U valid (signal - A z)         (Irani & Peleg 1991)
+        z = x_k + (a_k - 1) (x_k - x_{k-1}) - a_k rate L x_k,  a_k = (4 k + 2) / (2 k + 3)
+        x_{k+1} = z + share U valid (signal - A z)
 
-    from x_0 = x_{-1} = start. Stable for conductances in [0, 1] where 8 rate - 1 < 1 / (1 + 2 momentum), with share in
-    [0, 1]. The limit minimises sum conductance (x(p) - x(n))^2 + share / ((1 - share) rate) |A x - signal|^2 (for
-    scales that are integers), so share = 1 holds the averages exactly.
+    from x_0 = x_{-1} = start. The first line is Perona & Malik 1990, with conductances that do not change, accelerated
+    as by Hafner, Ochs, Weickert, Reissel & Grewenig, "FSI schemes: fast semi-iterative solvers for PDEs and
+    optimisation methods" (2016): n steps diffuse for a time of rate n (n + 1) / 3, a box filter of 2 n + 1 pixels where
+    one row of pixels conducts and rate = 1/2. The second is Irani & Peleg 1991. Stable for conductances in [0, 1] with
+    rate <= 1/4 and share in [0, 1]; share = 1 holds the averages exactly (for scales that are integers).
 
     Args:
         start: (B, C, H, W), any units, finite.
@@ -45,8 +45,7 @@ def diffuse(
         across: (B, H, W - 1) conductance between a pixel and its right neighbour, in [0, 1].
         down: (B, H - 1, W) conductance between a pixel and the one below.
         steps: how many, >= 0.
-        rate: of diffusion, a step; > 0.
-        momentum: in [0, 1).
+        rate: of diffusion, a step; in (0, 1/4].
         share: of what a cell lacks that is given back in a step, in [0, 1].
         valid: bool (B, h, w); cells marked False ask for nothing. Or numbers that the share is multiplied by in every
             cell, each product in [0, 1]; without gradient.
@@ -64,9 +63,9 @@ def diffuse(
     wanted = signal.to(work).flatten(2).mT  # [B, hw, C]
     mask = torch.ones_like(wanted[..., :1]) if valid is None else valid.flatten(1)[..., None].to(work)
     x = previous = start.to(work).flatten(2).mT  # [B, HW, C]
-    for _ in range(steps):
-        y = x + momentum * (x - previous)
-        z = y - rate * laplacian @ y
+    for k in range(steps):
+        speed = (4 * k + 2) / (2 * k + 3)
+        z = x + (speed - 1) * (x - previous) - speed * rate * laplacian @ x
         previous, x = x, z + share * (spread @ (mask * (wanted - average @ z)))
     return x.mT.reshape(batch, channels, height, width).to(start.dtype)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kernels.diffusion.schedule import Step, forwards
 from kernels.geometry import area_weights
 
 
@@ -26,7 +27,6 @@ def diffuse(
     *,
     steps: int,
     rate: float,
-    momentum: float,
     share: float,
     valid: Tensor | None = None,
     overwrite: bool = False,
@@ -40,19 +40,18 @@ def diffuse(
     wanted = signal.to(work)
     conductances = across[:, None], down[:, None]
 
-    def step(x: Tensor, previous: Tensor) -> Tensor:
-        y = x + momentum * (x - previous)
-        z = y - rate * laplacian(y, *conductances)
+    def step(x: Tensor, previous: Tensor, by: Step) -> Tensor:
+        z = by.keep * x + by.momentum * (x - previous) - by.rate * laplacian(x, *conductances)
         lacking = mask * (wanted - vertical @ z @ horizontal.mT)
         return z + (vertical.mT * (height / rows)) @ lacking @ (horizontal * (width / cols))
 
     recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (start, signal, across, down))
     x = previous = start.to(work)
-    for _ in range(steps):
+    for by in forwards(steps, rate):
         if recompute:
-            following = checkpoint(step, x, previous, use_reentrant=False, preserve_rng_state=False)
+            following = checkpoint(step, x, previous, by, use_reentrant=False, preserve_rng_state=False)
         else:
-            following = step(x, previous)
+            following = step(x, previous, by)
         previous, x = x, following
     return x.to(start.dtype)
 

@@ -44,7 +44,6 @@ def diffuse(
     *,
     steps: int,
     rate: float,
-    momentum: float,
     share: float,
     valid: Tensor | None = None,
     overwrite: bool = False,
@@ -56,4 +55,4 @@ def diffuse(
     """
     from kernels.diffusion import _triton_ops
 
-    return _triton_ops.diffuse(start, signal, across, down, valid, steps, rate, momentum, share)
+    return _triton_ops.diffuse(start, signal, across, down, valid, steps, rate, share)

@@ -31,9 +31,8 @@ CASES: dict[str, dict] = {
     "one-step": {"steps": 1},
     "three-steps": {"grid": (2, 2), "size": (4, 6), "steps": 3},
     "five-steps": {"grid": (2, 2), "size": (4, 6), "steps": 5},
-    "no-momentum": {"momentum": 0.0},
+    "averages-held": {"share": 1.0, "rate": 0.25},
     "nothing-given-back": {"share": 0.0},
-    "averages-held": {"share": 1.0, "rate": 0.2, "momentum": 0.2},
 }
 
 
@@ -48,7 +47,6 @@ class Problem:
     valid: Tensor | None
     steps: int
     rate: float
-    momentum: float
     share: float
 
     def to(self, where: torch.dtype | str) -> Problem:
@@ -67,7 +65,6 @@ class Problem:
             self.down,
             steps=self.steps,
             rate=self.rate,
-            momentum=self.momentum,
             share=self.share,
             valid=self.valid,
         )
@@ -103,7 +100,6 @@ def make_problem(
     factors: bool = False,
     steps: int = 2,
     rate: float = 0.15,
-    momentum: float = 0.5,
     share: float = 0.8,
     seed: int = 0,
 ) -> Problem:
@@ -132,7 +128,6 @@ def make_problem(
         mask,
         steps,
         rate,
-        momentum,
         share,
     )
 

@@ -84,7 +84,7 @@ def test_a_constant_stays(backend: ModuleType, options: dict) -> None:
 @each_backend
 @pytest.mark.parametrize("grid", [(2, 3), (4, 12), (1, 1), (4, 2)], ids=str)
 def test_full_share_holds_the_averages(backend: ModuleType, grid: tuple[int, int]) -> None:
-    problem = make_problem(grid=grid, share=1.0, rate=0.2, momentum=0.2)
+    problem = make_problem(grid=grid, share=1.0, rate=0.2)
     assert_near(averages(problem.diffuse(backend), grid), problem.signal, largest=2e-6, rms=1e-6)
     exact = problem.to(torch.float64)
     assert_near(averages(exact.diffuse(reference), grid), exact.signal, largest=1e-12, rms=1e-12)
@@ -101,12 +101,25 @@ def test_no_step_returns_the_start(backend: ModuleType) -> None:
 
 @each_backend
 def test_without_conductance_only_the_residual_is_added(backend: ModuleType) -> None:
-    problem = make_problem(share=1.0, momentum=0.0)
+    problem = make_problem(share=1.0)
     dead = replace(problem, across=torch.zeros_like(problem.across), down=torch.zeros_like(problem.down))
     residual = dead.signal - averages(dead.start, (2, 3))
     expected = dead.start + residual.repeat_interleave(2, 2).repeat_interleave(4, 3)
     for steps in (1, 4):
         assert_near(replace(dead, steps=steps).diffuse(backend), expected, largest=3e-6, rms=1e-6)
+
+
+@each_backend
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_cycle_is_a_box_filter(backend: ModuleType, steps: int) -> None:
+    """In a row of pixels that conducts everywhere, at the largest rate that is stable there (Hafner et al. 2016)."""
+    problem = make_problem(grid=(1, 3), size=(1, 21), steps=steps, rate=0.5, share=0.0)
+    impulse = torch.zeros_like(problem.start)
+    impulse[..., 10] = 1
+    open_row = replace(problem, start=impulse, across=torch.ones_like(problem.across))
+    expected = torch.zeros_like(impulse)
+    expected[..., 10 - steps : 11 + steps] = 1 / (2 * steps + 1)
+    assert_near(open_row.diffuse(backend), expected, largest=3e-7, rms=1e-7)
 
 
 @each_backend
@@ -155,12 +168,12 @@ def test_cpu_overwrites_its_start_where_it_may(steps: int) -> None:
     expected = problem.diffuse(cpu)
 
     def overwriting(start: torch.Tensor) -> torch.Tensor:
-        options = {name: getattr(problem, name) for name in ("steps", "rate", "momentum", "share")}
+        options = {name: getattr(problem, name) for name in ("steps", "rate", "share")}
         return cpu.diffuse(start, problem.signal, problem.across, problem.down, **options, overwrite=True)
 
     given = problem.start.clone()
     result = overwriting(given)
-    assert torch.equal(result, expected) and (result.data_ptr() == given.data_ptr()) == (steps % 2 == 0)
+    assert torch.equal(result, expected) and result.data_ptr() == given.data_ptr()
     given = problem.start.clone().requires_grad_()
     assert torch.equal(overwriting(given), expected) and torch.equal(given, problem.start)
     half = problem.start.half()

@@ -102,7 +102,7 @@ def test_inputs_are_left_alone(steps: int) -> None:
 
 
 def test_a_constant_stays_and_full_share_holds_the_averages() -> None:
-    problem = make_problem(share=1.0, rate=0.2, momentum=0.2).to(DEVICE)
+    problem = make_problem(share=1.0, rate=0.2).to(DEVICE)
     average = problem.diffuse(backend).unflatten(3, (3, 4)).unflatten(2, (2, 2)).mean((3, 5))
     assert_near(average, problem.signal, largest=2e-6, rms=1e-6)
     constant = replace(problem, start=torch.full_like(problem.start, 3), signal=torch.full_like(problem.signal, 3))
@@ -155,7 +155,7 @@ def test_opcheck(options: dict) -> None:
 
     problem = make_problem(**options, steps=1, channels=1).to(DEVICE)
     leaves = (problem.start.requires_grad_(), problem.signal.requires_grad_())
-    rest = (problem.across, problem.down, problem.valid, problem.steps, problem.rate, problem.momentum, problem.share)
+    rest = (problem.across, problem.down, problem.valid, problem.steps, problem.rate, problem.share)
     torch.library.opcheck(_triton_ops.diffuse, (*leaves, *rest))
     start, signal = (leaf.detach() for leaf in leaves)
     torch.library.opcheck(_triton_ops.diffuse_backward, (torch.ones_like(start), signal, *rest))

@@ -96,7 +96,7 @@ def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_ce
     image, low = torch.rand(1, 3, 32, 64), torch.randn(1, 2, 4, 2)  # cells of 8 x 32 pixels, 16 in the mean
     start = ua.upsample(image, low, **SETTINGS)
     follow, maps = refinement.prominence(low, None), conductances(image, 0.03)
-    expected = diffuse(start, low, maps, None, steps=10, share=0.1 / 16, backend="torch", follow=follow)
+    expected = diffuse(start, low, maps, None, steps=10, share=0.4 / 16, backend="torch", follow=follow)
     options = {**SETTINGS, "diffusions": 5, "signal_is": "prediction", "backend": "torch"}
     assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
 
@@ -358,11 +358,11 @@ def test_a_backend_of_ones_own_has_the_diffusion_of_the_library(monkeypatch):
 
 def test_rates_are_stable():
     """Conductances of 1 everywhere have the largest eigenvalue, 8: nothing may grow there."""
-    assert 8 * refinement.RATE - 1 < 1 / (1 + 2 * refinement.MOMENTUM)
+    assert 8 * refinement.RATE <= 2
     checkerboard = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1)[None, None]
     guide, nothing = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 4, 4)
     result = diffuse(checkerboard, nothing, conductances(guide, 1.0), None, steps=200, share=1.0, backend="cpu")
-    assert result.abs().max() < 1e-3
+    assert result.abs().max() < 0.01  # a cycle of n steps leaves 1 / (2 n + 1) of it
 
 
 def test_what_cells_lack_is_added_bicubic():
