@@ -89,10 +89,9 @@ def _refine_alike(
     steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
     maps = conductances(guide, config.edge, known_pixels(out, valid)) if steps else None
     if maps is not None:
-        if average:
-            follow = None
-        elif follow is None:
-            follow = prominence(signal, valid)
+        if not average:
+            follow = prominence(signal, valid) if follow is None else follow
+            follow = follow.clamp_max(1 / share)
         out = diffuse(
             out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow, overwrite=True
         )
@@ -124,7 +123,7 @@ def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, floa
     """
     if average:
         return min(diffusions, max(1, round(scale))), AVERAGE_SHARE
-    return PREDICTION_STEPS * diffusions, min(PREDICTION_SHARE / scale, 1 / FOLLOWED)
+    return PREDICTION_STEPS * diffusions, PREDICTION_SHARE / scale
 
 
 def prominence(signal: Tensor, valid: Tensor | None) -> Tensor:

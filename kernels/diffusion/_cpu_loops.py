@@ -22,7 +22,7 @@ from kernels._cpu_device import empty
 Problem = namedtuple("Problem", "across down valid row_cell row_part col_start col_part area steps")
 # Scratch of one thread. plane (H, W): an iterate; rows (2, more than W): the row that flows and the one below it, by
 # turns; falling (W,): what flows into the row from above; columns (h, W): sums over the pixels of every row of cells;
-# lacking (h, w): of the last step; given (2, h, W): what every row of cells gives to its pixels, after the last two steps
+# lacking (h, w): of the last step; given (2, h, W): what every row of cells gives to its pixels, of the last two steps
 # by turns; nothing (h, w): zeros.
 Work = namedtuple("Work", "plane rows falling columns lacking given nothing")
 

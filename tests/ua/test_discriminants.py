@@ -9,7 +9,7 @@ import ua
 from ua import discriminants
 from ua.degrade import area
 from ua.features import blur
-from ua.refinement import smooth
+from ua.refinement import prominence, smooth
 from ua.regression import means_and_deviations
 
 GRID, SIZE = (6, 8), (48, 64)
@@ -115,6 +115,24 @@ def test_a_cell_that_stands_out_is_held_where_the_guide_says_so():
     assert seen_there > 0.8 and alone < 0.4
     factors = discriminants.followed(torch.full((1, 2, *SIZE), 0.5), low, None)
     assert factors.shape == (1, *GRID) and factors.max() < 1e-3  # nothing backs it
+
+
+def test_the_less_of_a_map_the_guide_confirms_the_more_loosely_all_of_it_is_followed():
+    guide, labels = two_colours(0.02)
+    clean = seen(labels)
+    noise = 2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    ratios = []
+    for low in (clean, (clean.clamp_min(0.01).log() + noise).softmax(1)):
+        mixed = ua.upsample(guide, low, signal_is="prediction", discriminants=False, diffusions=0)
+        own, other = prominence(low, None), prominence(area(mixed, GRID)[0], None)
+        lesser = torch.minimum(own, other)
+        part = lesser.sum() / own.sum()
+        factors = discriminants.followed(mixed, low, None)
+        assert (factors - 3 * part**3 * lesser).abs().max() < 1e-5
+        ratios.append(float((factors / lesser.clamp_min(1e-6)).max()))
+    assert ratios[1] < 0.6 * ratios[0], ratios
+    both = discriminants.followed(torch.cat([mixed, mixed.flip(2)]), torch.cat([low, low.flip(2)]), None)
+    assert (both[:1] - factors).abs().max() < 1e-5  # an image of a batch is judged by itself
 
 
 def test_a_guide_that_says_nothing_adds_nothing():

@@ -101,6 +101,18 @@ def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_ce
     assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
 
 
+def test_no_cell_is_given_more_than_it_lacks():
+    """However far it stands out, and however few pixels it has."""
+    low = torch.zeros(1, 1, 8, 8)
+    low[..., 4, 4] = 1.0
+    image = torch.full((1, 3, 8, 8), 0.5)
+    image[..., 4, 4] = 1.0
+    for size in (8, 12):
+        guide = torch.nn.functional.interpolate(image, (size, size))
+        result = ua.upsample(guide, low, signal_is="prediction", diffusions=40, regression=False)
+        assert result.min() > -0.05 and result.max() < 1.05
+
+
 def two_regions(rows=12, cols=16):
     """Probabilities (1, 2, h, w) of two regions side by side, with one cell of the other class within the left one."""
     classes = torch.zeros(1, rows, cols, dtype=torch.long)
