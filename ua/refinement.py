@@ -89,9 +89,9 @@ def _refine_alike(
     steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
     maps = conductances(guide, config.edge, known_pixels(out, valid)) if steps else None
     if maps is not None:
-        if not average:
-            follow = prominence(signal, valid) if follow is None else follow
-            follow = follow.clamp_max(1 / share)
+        follow = None if average else prominence(signal, valid) if follow is None else follow
+        if follow is not None:
+            follow = follow.clamp_max(1 / share)  # no cell is given more than it lacks in a step, however small it is
         out = diffuse(
             out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow, overwrite=True
         )
@@ -114,7 +114,7 @@ def _refine_alike(
 def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, float]:
     """Steps of diffusion, and the share of what a cell lacks that each gives back.
 
-    What is an average within a cell of a few pixels is smoothed enough in as many steps, and too much in more.
+    What is an average within a cell of a few pixels is smoothed enough in as many steps.
 
     Args:
         diffusions: the steps that were asked for, >= 0.

@@ -18,7 +18,7 @@ from kernels._cpu_device import empty
 # One image. across and down (H, W): to the next pixel and to the one below, 0 where there is none; valid (h, w), the
 # share that a cell gives back; row_cell, row_part: first cell of every pixel row, and how much of the row lies in it;
 # col_part: likewise; col_start (w + 1): of every cell the first pixel column that begins in it; area: pixels a cell;
-# steps (n, 3): keep, momentum and rate of every step (`kernels.diffusion.schedule`).
+# steps (n, 3): keep, momentum and rate of every step (`kernels.diffusion._schedule`).
 Problem = namedtuple("Problem", "across down valid row_cell row_part col_start col_part area steps")
 # Scratch of one thread. plane (H, W): an iterate; rows (2, more than W): the row that flows and the one below it, by
 # turns; falling (W,): what flows into the row from above; columns (h, W): sums over the pixels of every row of cells;
@@ -28,20 +28,22 @@ Work = namedtuple("Work", "plane rows falling columns lacking given nothing")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 ZERO, ONE = np.float32(0), np.float32(1)
-SPARE = 8  # numbers behind a row, which is read one pixel too far; a vector, so that the next row starts with one
+VECTOR = 8  # numbers; rows of scratch start with one, and end one later than needed: they are read one pixel too far
 
 
 def make_work(height: int, width: int, rows: int, cols: int) -> Work:
     """Scratch memory for one thread."""
-    return Work(
+    work = Work(
         plane=empty(height, width),
-        rows=np.zeros((2, width + SPARE), np.float32),
+        rows=empty(2, (width // VECTOR + 2) * VECTOR),
         falling=empty(width),
         columns=empty(rows, width),
         lacking=np.empty((rows, cols), np.float32),
         given=empty(2, rows, width),
         nothing=np.zeros((rows, cols), np.float32),
     )
+    work.rows[:] = 0  # what nothing flows to must be finite all the same
+    return work
 
 
 @compiled

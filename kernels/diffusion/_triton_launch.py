@@ -1,4 +1,4 @@
-"""From plain tensors to launches of the Triton kernels: all steps, and their transposes (`kernels.diffusion.schedule`).
+"""From plain tensors to launches of the Triton kernels: all steps and their transposes, by `_schedule`.
 
 A step of either kind is "flow, then average"; the transpose begins with an average and ends with a flow. What the last
 launch found that cells lack is added to what this one reads. The gradient of the signal needs the averages of all
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from kernels.diffusion import _triton_kernels as kernels
-from kernels.diffusion.schedule import Step, backwards, forwards
+from kernels.diffusion._schedule import Step, backwards, forwards
 
 FINISH_PIXELS, FINISH_WARPS = 1024, 4  # of a program of `finish_kernel`
 STAGES = 2  # of Triton, which has no product to hide loads behind here
 MOST_THREADS = 256
 LANES = 128  # columns of a program where cells are narrow: whole rows of cache
 # Pixels of a thread, as far as the widest cells let it: its channels share their conductances. Scales that are no
-# integers gather twelve values a pixel, which takes registers.
+# integers gather sixteen values a pixel, which takes registers.
 VALUES_WHOLE, VALUES_PARTS = 4, 2
 
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels._cpu_device import empty, in_threads
 from kernels._cpu_device import refuses as refuses
-from kernels.diffusion.schedule import Step, backwards, forwards
+from kernels.diffusion._schedule import Step, backwards, forwards
 from kernels.geometry import area_weights
 
 CHANNELS = 8  # of one job: enough to hide its start, few enough to share a small signal out
@@ -56,7 +56,9 @@ class _Diffuse(torch.autograd.Function):
         ctx.problems, ctx.settings = problems, (steps, rate)
         ctx.dtypes, ctx.grid = (start.dtype, signal.dtype), signal.shape[-2:]
         wanted = _floats(signal)
-        out = _floats(start, copy=not overwrite or any(ctx.needs_input_grad))
+        out = _floats(start)
+        if not overwrite or any(ctx.needs_input_grad):
+            out = _copy(out)
 
         def work(image: int, some: slice) -> None:
             loops, problem = _loops(), problems[image]
@@ -69,7 +71,7 @@ class _Diffuse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        d_start, steps = _floats(d_out, copy=True), _table(backwards(*ctx.settings))
+        d_start, steps = _copy(_floats(d_out)), _table(backwards(*ctx.settings))
         d_signal = np.empty((*d_start.shape[:2], *ctx.grid), np.float32)
 
         def work(image: int, some: slice) -> None:
@@ -131,9 +133,14 @@ def _axis(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     return first.numpy().astype(np.int64), part.numpy().astype(np.float32)
 
 
-def _floats(tensor: Tensor, copy: bool = False) -> np.ndarray:
-    """The tensor as a contiguous array; `copy`: in memory of its own."""
-    return tensor.detach().to(torch.float32, copy=copy, memory_format=torch.contiguous_format).numpy()
+def _floats(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _copy(values: np.ndarray) -> np.ndarray:
+    result = empty(*values.shape)
+    torch.from_numpy(result).copy_(torch.from_numpy(values))  # on all threads
+    return result
 
 
 def _for_all(work: Callable[[int, slice], None], batch: int, channels: int) -> None:

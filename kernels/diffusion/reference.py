@@ -35,9 +35,11 @@ def diffuse(
 
     from x_0 = x_{-1} = start. The first line is Perona & Malik 1990, with conductances that do not change, accelerated
     as by Hafner, Ochs, Weickert, Reissel & Grewenig, "FSI schemes: fast semi-iterative solvers for PDEs and
-    optimisation methods" (2016): n steps diffuse for a time of rate n (n + 1) / 3, a box filter of 2 n + 1 pixels where
-    one row of pixels conducts and rate = 1/2. The second is Irani & Peleg 1991. Stable for conductances in [0, 1] with
-    rate <= 1/4 and share in [0, 1]; share = 1 holds the averages exactly (for scales that are integers).
+    optimisation methods" (2016): all n steps are one cycle, which diffuses, with share = 0, for a time of
+    rate n (n + 1) / 3 (a box filter of 2 n + 1 pixels where the image is one row, away from its ends, and rate = 1/2).
+    The second is Irani & Peleg 1991. Stable (in the 2-norm) for conductances in [0, 1] with rate <= 1/4 and share in
+    [0, 1]; share = 1 holds the averages exactly (for scales that are integers), and with less momentum may carry a cell
+    past its average.
 
     Args:
         start: (B, C, H, W), any units, finite.
@@ -45,7 +47,7 @@ def diffuse(
         across: (B, H, W - 1) conductance between a pixel and its right neighbour, in [0, 1].
         down: (B, H - 1, W) conductance between a pixel and the one below.
         steps: how many, >= 0.
-        rate: of diffusion, a step; in (0, 1/4].
+        rate: of diffusion, a step; > 0, at most 2 over the largest eigenvalue of L: 1/4 for any image.
         share: of what a cell lacks that is given back in a step, in [0, 1].
         valid: bool (B, h, w); cells marked False ask for nothing. Or numbers that the share is multiplied by in every
             cell, each product in [0, 1]; without gradient.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kernels.diffusion.schedule import Step, forwards
+from kernels.diffusion._schedule import Step, forwards
 from kernels.geometry import area_weights
 
 
@@ -41,7 +41,7 @@ def diffuse(
     conductances = across[:, None], down[:, None]
 
     def step(x: Tensor, previous: Tensor, by: Step) -> Tensor:
-        z = by.keep * x + by.momentum * (x - previous) - by.rate * laplacian(x, *conductances)
+        z = x + by.momentum * (x - previous) - by.rate * laplacian(x, *conductances)
         lacking = mask * (wanted - vertical @ z @ horizontal.mT)
         return z + (vertical.mT * (height / rows)) @ lacking @ (horizontal * (width / cols))
 

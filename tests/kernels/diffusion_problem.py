@@ -32,6 +32,8 @@ CASES: dict[str, dict] = {
     "three-steps": {"grid": (2, 2), "size": (4, 6), "steps": 3},
     "five-steps": {"grid": (2, 2), "size": (4, 6), "steps": 5},
     "averages-held": {"share": 1.0, "rate": 0.25},
+    "five-steps-non-integer": {"grid": (2, 3), "size": (3, 7), "steps": 5, "factors": True},
+    "as default has it": {"grid": (2, 2), "size": (4, 4), "steps": 14, "rate": 0.25, "share": 0.05, "factors": True},
     "nothing-given-back": {"share": 0.0},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import ModuleType
 
@@ -107,6 +108,35 @@ def test_without_conductance_only_the_residual_is_added(backend: ModuleType) -> 
     expected = dead.start + residual.repeat_interleave(2, 2).repeat_interleave(4, 3)
     for steps in (1, 4):
         assert_near(replace(dead, steps=steps).diffuse(backend), expected, largest=3e-6, rms=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_grows(seed: int) -> None:
+    """In the 2-norm, at the largest rate, whatever is given back: the steps as a matrix, of a start with no signal."""
+    grid, size = ((2, 3), (4, 6)) if seed % 2 else ((2, 2), (3, 5))
+    share = float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+    problem = make_problem(
+        grid=grid, size=size, channels=math.prod(size), rate=0.25, share=share, factors=True, seed=seed
+    )
+    ones = torch.ones_like(problem.across[:1]), torch.ones_like(problem.down[:1])
+    across, down = ones if seed < 2 else (problem.across, problem.down)
+    each = torch.eye(math.prod(size)).view(1, -1, *size)
+    problem = replace(problem, start=each, signal=torch.zeros_like(problem.signal), across=across, down=down)
+    for steps in (1, 3, 14, 150):
+        out = replace(problem, steps=steps).to(torch.float64).diffuse(reference)
+        assert torch.linalg.matrix_norm(out[0].flatten(1), ord=2) < 1 + 1e-9
+
+
+def test_strides_do_not_matter_to_cpu() -> None:
+    problem = make_problem(grid=(2, 3), size=(4, 9))
+    turned = replace(problem, **{name: getattr(problem, name).mT.contiguous().mT for name in ALL})
+    assert torch.equal(turned.diffuse(cpu), problem.diffuse(cpu))
+    options = {name: getattr(problem, name) for name in ("steps", "rate", "share")}
+    one = problem.start[:, :1].expand(-1, 3, -1, -1)  # three channels in the memory of one
+    expected = replace(problem, start=one.clone()).diffuse(cpu)
+    assert torch.equal(
+        cpu.diffuse(one, problem.signal, problem.across, problem.down, **options, overwrite=True), expected
+    )
 
 
 @each_backend

@@ -128,11 +128,17 @@ def test_the_less_of_a_map_the_guide_confirms_the_more_loosely_all_of_it_is_foll
         lesser = torch.minimum(own, other)
         part = lesser.sum() / own.sum()
         factors = discriminants.followed(mixed, low, None)
-        assert (factors - 3 * part**3 * lesser).abs().max() < 1e-5
+        trust = discriminants.CONFIRMED * part**discriminants.POWER
+        assert (factors - trust * lesser).abs().max() < 1e-5
         ratios.append(float((factors / lesser.clamp_min(1e-6)).max()))
     assert ratios[1] < 0.6 * ratios[0], ratios
     both = discriminants.followed(torch.cat([mixed, mixed.flip(2)]), torch.cat([low, low.flip(2)]), None)
     assert (both[:1] - factors).abs().max() < 1e-5  # an image of a batch is judged by itself
+    valid = torch.ones(1, *GRID, dtype=torch.bool)
+    valid[0, 2:4, 3:5] = False
+    holes = discriminants.followed(mixed, low.masked_fill(~valid[:, None], 0.5), valid)
+    assert not holes[~valid].any() and holes[valid].any()
+    assert not discriminants.followed(mixed, torch.full_like(low, 0.5), None).any()  # all cells alike
 
 
 def test_a_guide_that_says_nothing_adds_nothing():

@@ -101,8 +101,8 @@ def test_a_prediction_is_smoothed_over_more_steps_and_followed_less_in_larger_ce
     assert (ua.upsample(image, low, **options) - expected).abs().max() < 1e-5
 
 
-def test_no_cell_is_given_more_than_it_lacks():
-    """However far it stands out, and however few pixels it has."""
+def test_a_cell_of_a_pixel_or_two_is_given_no_more_than_it_lacks():
+    """However far it stands out: the share that its factor asks for would be 1.6."""
     low = torch.zeros(1, 1, 8, 8)
     low[..., 4, 4] = 1.0
     image = torch.full((1, 3, 8, 8), 0.5)
@@ -111,6 +111,19 @@ def test_no_cell_is_given_more_than_it_lacks():
         guide = torch.nn.functional.interpolate(image, (size, size))
         result = ua.upsample(guide, low, signal_is="prediction", diffusions=40, regression=False)
         assert result.min() > -0.05 and result.max() < 1.05
+
+
+def test_what_is_followed_differs_by_image_and_not_for_averages():
+    torch.manual_seed(0)
+    image, low, out = torch.rand(2, 3, 16, 16), torch.randn(2, 2, 4, 4), torch.randn(2, 2, 16, 16)
+    config = ua.FitConfig(**SETTINGS | {"diffusions": 3})
+    follow, kinds = torch.full((2, 4, 4), 0.1), torch.tensor([True, False])
+    both = refinement.refine(out, low, image, None, config, kinds, "torch", follow=follow)
+    plain = refinement.refine(out, low, image, None, config, kinds, "torch")
+    assert torch.equal(both[0], plain[0]) and (both[1] - plain[1]).abs().max() > 0.01
+    for i, alone in enumerate(zip(out.split(1), low.split(1), image.split(1), strict=True)):
+        one = refinement.refine(*alone, None, config, kinds[i : i + 1], "torch", follow=follow[i : i + 1])
+        assert (one[0] - both[i]).abs().max() < 1e-6
 
 
 def two_regions(rows=12, cols=16):
@@ -370,11 +383,11 @@ def test_a_backend_of_ones_own_has_the_diffusion_of_the_library(monkeypatch):
 
 def test_rates_are_stable():
     """Conductances of 1 everywhere have the largest eigenvalue, 8: nothing may grow there."""
-    assert 8 * refinement.RATE <= 2
     checkerboard = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1)[None, None]
     guide, nothing = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 4, 4)
     result = diffuse(checkerboard, nothing, conductances(guide, 1.0), None, steps=200, share=1.0, backend="cpu")
-    assert result.abs().max() < 0.01  # a cycle of n steps leaves 1 / (2 n + 1) of it
+    assert result.abs().max() < 0.006  # measured: .0045; a cycle of n steps leaves 1 / (2 n + 1) far from the border
+    assert 1.9 < 8 * refinement.RATE <= 2  # more would grow, less be slow
 
 
 def test_what_cells_lack_is_added_bicubic():
