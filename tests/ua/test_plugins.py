@@ -31,6 +31,14 @@ def test_a_dotted_name_is_a_module_of_that_name() -> None:
     assert plugins.find("ua.baselines", "json.decoder") is json.decoder
 
 
+@pytest.mark.parametrize("operator", ["diffusion.diffuse", "assignment.assign", "bilateral.render"])
+def test_every_backend_has_its_operator(operator: str) -> None:
+    package, function = operator.split(".")
+    for name in plugins.names(f"kernels.{package}"):
+        backend = plugins.find(f"kernels.{package}", name)
+        assert callable(backend.refuses) and callable(getattr(backend, function))
+
+
 @pytest.mark.parametrize("name", ["bilinera", "", "_private", "kernels", "Bilinear"])
 def test_unknown_parts(name: str) -> None:
     with pytest.raises(ValueError, match=f"unknown baselines? {name!r}.*bicubic, .*bilinear"):
