@@ -43,6 +43,8 @@ SPILLS: dict[str, dict[int, int]] = {
     "bilateral delta float16 G=3 BP=64 BC=32": {80: 16, 90: 16},
     "bilateral delta bfloat16 G=3 BP=64 BC=32": {80: 16, 90: 16},
     "bilateral moments float32 G=3 BP=16 BC=16": {90: 16},
+    # Cells of 1022 pixels at other than integer scales take all 255 registers.
+    "diffusion step BC=1 BJ=1 BX=1024 WHOLE=False": {100: 16},
     # Triton 3.6 alone, at 96 registers.
     "bilateral signal_gradient float16 G=3 BP=32 BC=32": {90: 40, 100: 40},
     "bilateral signal_gradient bfloat16 G=3 BP=32 BC=32": {90: 40, 100: 40},
