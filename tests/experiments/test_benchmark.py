@@ -33,7 +33,7 @@ SMALL = {
     "steps": 1,
     "few_steps": 1,
     "channels": 2,
-    "more_channels": [1],
+    "more_channels": [],
     "channels_at": 32,
     "batch": 2,
     "batch_at": 32,
@@ -341,9 +341,9 @@ def test_a_plain_run_and_its_drawing(authors, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}  # quick beside other programs
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "| verdict" in done.stdout and "[1/19] authors end_to_end" in done.stderr
+    assert "| verdict" in done.stdout and "[1/15] authors end_to_end" in done.stderr
     results = json.loads(output.read_text())
-    assert len(results["rows"]) == 19 and not [row for row in results["rows"] if "error" in row]
+    assert len(results["rows"]) == 15 and not [row for row in results["rows"] if "error" in row]
     assert results["settings"]["authors"] is True and str(tmp_path) not in output.read_text()
     assert all(row["ok"] for row in results["agreement"])
     assert next(row for row in results["ratios"] if row["backend"] == "torch")["times_authors"] < 1
