@@ -29,6 +29,7 @@ from ua.tracking import LoggerConfig
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUN_KEYS = ("module", "seed", "redraw", "logger")  # the others are the experiment's own
 ERRORS = (ValueError, TypeError, OSError, HydraException, OmegaConfBaseException)
+PLUGIN_GROUPS = ("hydra/launcher", "hydra/sweeper")  # whose choices other packages bring
 LONGEST_NAME = 160  # of a job's folder, characters
 ELSEWHERE = ("launcher", "logger", "sweep", "redraw")  # say where and how a job runs, and not what its results are
 
@@ -169,7 +170,10 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         choices = error.options if error.options is not None else _choices(group)
-        return f"{group or '--config-name'}={name}: {plugins.unknown(group or 'configuration', name, choices)}"
+        message = f"{group or '--config-name'}={name}: {plugins.unknown(group or 'configuration', name, choices)}"
+        if group in PLUGIN_GROUPS:
+            message += "; others come with the extra: pip install -c constraints.txt -e '.[launchers]'"
+        return message
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: not understood; a value with spaces, commas, brackets or '=' needs quotes of "

@@ -11,6 +11,7 @@ from pathlib import Path
 import hydra
 import pytest
 import yaml
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 import ua
@@ -255,6 +256,13 @@ def test_every_choice_composes(override):
     config = compose("experiment=ablation_iters", "module=null", override)
     own = OmegaConf.masked_copy(config, [key for key in config if key not in _command_line.RUN_KEYS])
     _command_line.typed(plugins.find("experiments", "ablation_iters").Config, own)
+
+
+@pytest.mark.parametrize("group", ["hydra/launcher", "hydra/sweeper", "data"])
+def test_what_an_extra_brings_is_named(group):
+    error = MissingConfigException("", f"{group}/joblib", ["basic"])
+    words = _command_line.explain(error)
+    assert f"{group}=joblib" in words and "basic" in words and ("[launchers]" in words) == (group != "data")
 
 
 @pytest.mark.parametrize("name", options("launcher"))
