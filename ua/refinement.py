@@ -89,9 +89,11 @@ def _refine_alike(
     steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
     maps = conductances(guide, config.edge, known_pixels(out, valid)) if steps else None
     if maps is not None:
-        follow = None if average else prominence(signal, valid) if follow is None else follow
-        if follow is not None:
-            follow = follow.clamp_max(1 / share)  # no cell is given more than it lacks in a step, however small it is
+        if average:
+            follow = None
+        else:
+            factors = prominence(signal, valid) if follow is None else follow
+            follow = factors.clamp_max(1 / share)  # no cell is given more than it lacks in a step, however small it is
         out = diffuse(
             out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow, overwrite=True
         )
