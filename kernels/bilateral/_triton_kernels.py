@@ -49,6 +49,7 @@ def tile_of(i_row, i_col, i_tile, n_rows, n_cols, height, width, BP: tl.constexp
     y, x = place // (right - left), place % (right - left)
     m_pixel = y < bottom - top
     o_pixel = (top + y) * width + left + x
+    tl.max_contiguous(o_pixel, [2])
     b_x = from_centre(left, i_col, n_cols, width) + x.to(tl.float32)
     b_y = from_centre(top, i_row, n_rows, height) + y.to(tl.float32)
     return o_pixel, m_pixel, b_x, b_y

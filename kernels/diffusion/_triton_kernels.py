@@ -9,8 +9,8 @@ compute its z, for their averages, and that of the first cell stores it.
 Cells and pixels are compared in units of 1 / (n_cells n_pixels) of the axis, in integers, so that no rounding moves a
 border.
 
-Names: `i_` index, `n_` count, `o_` offset, `m_` mask, `p_` pointer, `b_` block; blocks are [BC, BJ, BX], channels,
-cells along the row, columns of a cell. n_rows, n_cols: cells; height, width: pixels.
+Names: `i_` index, `n_` count, `o_` offset, `m_` mask, `p_` pointer, `b_` block; blocks are [BC, BJ BX], channels,
+cells along the row times columns of a cell. n_rows, n_cols: cells; height, width: pixels.
 """
 
 # Annotations are evaluated: Triton reads tl.constexpr from them.
@@ -33,6 +33,7 @@ def part_of(i_pixel, i_cell, n_cells, n_pixels):
 def spread(p_cells, i_y, i_x, n_rows, n_cols, height, width, WHOLE: tl.constexpr):
     """U cells at pixels (i_y, i_x): the sum over the cells that a pixel lies in, by how much of it does."""
     i_row, i_col = i_y * n_rows // height, i_x * n_cols // width
+    tl.max_contiguous(i_col, [1, 2])  # as in `step_kernel`: the order of the axes
     p_first = p_cells + i_row * n_cols + i_col
     b_first = tl.load(p_first)
     if WHOLE:
@@ -74,16 +75,21 @@ def step_kernel(
     p_before += o_first_cell
     p_across += i_image * height * (width - 1)
     p_down += i_image * (height - 1) * width
-    i_channel = tl.arange(0, BC)[:, None, None]
-    i_col = i_program % n_across * BJ + tl.arange(0, BJ)[None, :, None]
+    i_channel, i_place = tl.arange(0, BC)[:, None], tl.arange(0, BJ * BX)[None, :]
+    i_col = i_program % n_across * BJ + i_place // BX
     m_channel, m_col = i_channel < n_channels - i_block * BC, i_col < n_cols
     # Places beyond an end read the last one instead, without masks, and are stored nowhere; so do neighbours beyond the
     # image, to which nothing conducts.
     i_channel, i_col = tl.minimum(i_channel, n_channels - i_block * BC - 1), tl.minimum(i_col, n_cols - 1)
-    i_x = i_col * width // n_cols + tl.arange(0, BX)[None, None, :]
+    i_x = i_col * width // n_cols + i_place % BX
     m_x = m_col & (i_x * n_cols < (i_col + 1) * width)
     i_x = tl.minimum(i_x, width - 1)
     i_left, i_right = tl.maximum(i_x - 1, 0), tl.minimum(i_x + 1, width - 1)
+    # Places run along the row, and so should threads; Triton 3.6, if not told, has them run over channels first. (At the
+    # ends of cells and rows it is not so. But nothing is said of where a row begins, so words are read one by one.)
+    tl.max_contiguous(i_x, [1, 2])
+    tl.max_contiguous(i_left, [1, 2])
+    tl.max_contiguous(i_right, [1, 2])
     m_mine = m_channel & m_x & (i_x * n_cols >= i_col * width)
     top, bottom = i_row * height // n_rows, tl.cdiv((i_row + 1) * height, n_rows)
     o_plane = i_channel * height * width
@@ -102,7 +108,7 @@ def step_kernel(
         b_own_right = spread(p_cells, top, i_right, n_rows, n_cols, height, width, WHOLE)
         b_own_far = spread(p_cells_far, top, i_x, n_rows, n_cols, height, width, WHOLE)
         b_beyond = spread(p_cells, tl.minimum(bottom, height - 1), i_x, n_rows, n_cols, height, width, WHOLE)
-    b_sums = tl.zeros([BC, BJ, BX], tl.float32)
+    b_sums = tl.zeros([BC, BJ * BX], tl.float32)
     for i_y in range(top, bottom):
         i_below = tl.minimum(i_y + 1, height - 1)
         b_below = tl.load(p_near + i_below * width + i_x)
@@ -140,8 +146,11 @@ def step_kernel(
     else:
         b_sums *= tl.where(m_x, part_of(i_x, i_col, n_cols, width), 0.0)
     area = height.to(tl.float32) / n_rows.to(tl.float32) * (width.to(tl.float32) / n_cols.to(tl.float32))
-    b_lacking = -tl.sum(b_sums, 2, keep_dims=True) / area  # [BC, BJ, BX] -> [BC, BJ, 1]
-    o_cell, m_cell = (i_channel * n_rows + i_row) * n_cols + i_col, m_channel & m_col
+    b_lacking = -tl.sum(tl.reshape(b_sums, [BC, BJ, BX]), 2) / area  # [BC, BJ]
+    i_col = i_program % n_across * BJ + tl.arange(0, BJ)[None, :]
+    m_col = i_col < n_cols
+    i_channel = tl.arange(0, BC)[:, None]
+    o_cell, m_cell = (i_channel * n_rows + i_row) * n_cols + i_col, (i_channel < n_channels - i_block * BC) & m_col
     if p_signal is not None:
         b_lacking += tl.load(p_signal + o_first_cell + o_cell, mask=m_cell, other=0.0).to(tl.float32)
     b_lacking *= share
@@ -161,7 +170,7 @@ def finish_kernel(
 ):
     """out = z + U spread, in the dtype of `out`, which may be z itself. A program BX pixels of one channel."""
     i_plane = (tl.program_id(0) // n_tiles).to(tl.int64)
-    o_pixel = tl.program_id(0) % n_tiles * BX + tl.arange(0, BX)
+    o_pixel = tl.program_id(0) % n_tiles * BX + tl.arange(0, BX)[None, :]
     m_pixel = o_pixel < height * width
     o_read = tl.minimum(o_pixel, height * width - 1)
     b_z = tl.load(p_z + i_plane * height * width + o_read)

@@ -86,7 +86,7 @@ class Problem:
         out = problem.render(backend)
         # Multiples of 1/8, which half precision holds exactly.
         coefficients = torch.randn(out.shape, generator=torch.Generator().manual_seed(99))
-        coefficients = ((8 * coefficients).round() / 8).to(out.dtype)
+        coefficients = ((8 * coefficients).round() / 8).to(out)
         out = out.masked_fill(~self.reached()[:, None], 0)
         return dict(zip(leaves, torch.autograd.grad((coefficients * out).sum(), tuple(leaves.values())), strict=True))
 
@@ -96,7 +96,7 @@ class Problem:
         loss = backend.reconstruction_l1(
             self.signal, self.guide, self.guide_lr, leaves, support=self.support, radius=self.radius
         )
-        weights = torch.arange(1, len(loss) + 1, dtype=loss.dtype)
+        weights = torch.arange(1, len(loss) + 1, dtype=loss.dtype, device=loss.device)
         gradients = torch.autograd.grad((weights * loss).sum(), leaves)
         return loss.detach(), dict(zip(Factors._fields, gradients, strict=True))
 
