@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from numbers import Integral
 
 import torch
@@ -38,11 +39,10 @@ def area(signal: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> 
         raise ValueError(f"signal must be (C, H, W) or (B, C, H, W) and not empty, got {tuple(signal.shape)}")
     if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(isinstance(cells, Integral) for cells in grid):
         raise TypeError(f"grid must be a pair of integers (h, w), got {grid!r}")
+    values = signal.to(_working(signal.dtype))
     rows, columns = (
-        area_weights(size, cells).to(signal.device, _working(signal.dtype))
-        for size, cells in zip(signal.shape[-2:], grid, strict=True)
+        _weights(*sizes, values.dtype, values.device) for sizes in zip(signal.shape[-2:], grid, strict=True)
     )
-    values = signal.to(rows.dtype)
     if valid is None:
         known = torch.ones(signal.shape[:-3] + tuple(grid), dtype=torch.bool, device=signal.device)
         scales = tuple(size // cells for size, cells in zip(signal.shape[-2:], grid, strict=True))
@@ -156,6 +156,13 @@ def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels must be -1 to {num_classes - 1}, got {labels.min().item()} to {labels.max().item()}")
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]
     return (labels.unsqueeze(-3) == classes).float(), labels >= 0
+
+
+@lru_cache(maxsize=16)
+def _weights(size: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`area_weights` where it is used: (cells, size)."""
+    with torch.inference_mode(False), torch.no_grad():
+        return area_weights(size, cells).to(device, dtype)
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

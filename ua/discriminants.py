@@ -126,5 +126,5 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
 def _at_pixels(lr_maps: Tensor, like: Tensor) -> Tensor:
     """Bilinear between the cells, by matrices: half the time of `interpolate` on a CPU."""
     sizes = zip(like.shape[-2:], lr_maps.shape[-2:], strict=True)
-    down, across = (interpolation_weights("bilinear", *axis).to(like) for axis in sizes)
+    down, across = (interpolation_weights("bilinear", *axis, like.dtype, like.device) for axis in sizes)
     return (down @ lr_maps.to(like.dtype)) @ across.mT

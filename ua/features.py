@@ -141,13 +141,16 @@ def _filtered_rows(image: Tensor, sigma: float, order: int) -> Tensor:
     # since all of a matrix but its band is zeros.
     blocks = []
     for start in range(0, height, BLOCK):
-        first, matrix = _filter_matrix(start, min(start + BLOCK, height), height, sigma, order)
-        blocks.append(matrix.to(image) @ image[..., first : first + matrix.shape[1], :])
+        stop = min(start + BLOCK, height)
+        first, matrix = _filter_matrix(start, stop, height, sigma, order, image.dtype, image.device)
+        blocks.append(matrix @ image[..., first : first + matrix.shape[1], :])
     return torch.cat(blocks, -2)
 
 
 @lru_cache(maxsize=256)
-def _filter_matrix(start: int, stop: int, size: int, sigma: float, order: int) -> tuple[int, Tensor]:
+def _filter_matrix(
+    start: int, stop: int, size: int, sigma: float, order: int, dtype: torch.dtype, device: torch.device
+) -> tuple[int, Tensor]:
     """The rows `start` to `stop` of a correlation along an axis of `size` pixels: its first column, and the others."""
     with torch.inference_mode(False), torch.no_grad():
         kernel = _kernel(sigma, order)
@@ -156,7 +159,8 @@ def _filter_matrix(start: int, stop: int, size: int, sigma: float, order: int) -
         rows = torch.arange(stop - start)[:, None].expand(-1, len(kernel))
         columns = (rows + start + torch.arange(-reach, reach + 1)).clamp(0, size - 1) - first
         matrix = torch.zeros(stop - start, last - first, dtype=kernel.dtype)
-        return first, matrix.index_put_((rows, columns), kernel.expand(len(rows), -1), accumulate=True)
+        matrix.index_put_((rows, columns), kernel.expand(len(rows), -1), accumulate=True)
+        return first, matrix.to(device, dtype)
 
 
 def _kernel(sigma: float, order: int) -> Tensor:

@@ -166,7 +166,7 @@ def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
     if valid is not None:
         lacking = lacking.masked_fill(~valid[:, None], 0)
     down, across = (
-        interpolation_weights("bicubic", *sizes).to(out)
+        interpolation_weights("bicubic", *sizes, out.dtype, out.device)
         for sizes in zip(out.shape[-2:], signal.shape[-2:], strict=True)
     )
     halfway = (down @ lacking.to(out.dtype)).flatten(0, 1)
@@ -177,11 +177,12 @@ def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def interpolation_weights(mode: str, size: int, cells: int) -> Tensor:
+def interpolation_weights(mode: str, size: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """PyTorch's interpolation, "bilinear" or "bicubic", as a matrix (size, cells): faster on a CPU to 1024 x 1024."""
     with torch.inference_mode(False), torch.no_grad():
         each = torch.eye(cells, dtype=torch.float64)[None, :, :, None]  # [1, cells, cells, 1]
-        return F.interpolate(each, (size, 1), mode=mode, align_corners=False)[0, :, :, 0].T.contiguous()
+        matrix = F.interpolate(each, (size, 1), mode=mode, align_corners=False)[0, :, :, 0].T
+        return matrix.to(device, dtype).contiguous()
 
 
 def known_pixels(out: Tensor, valid: Tensor | None) -> Tensor | None:

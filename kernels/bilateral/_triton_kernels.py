@@ -49,6 +49,8 @@ def tile_of(i_row, i_col, i_tile, n_rows, n_cols, height, width, BP: tl.constexp
     y, x = place // (right - left), place % (right - left)
     m_pixel = y < bottom - top
     o_pixel = (top + y) * width + left + x
+    # Where a row of the cell ends it is not so; but nothing says where a row begins, so words are read one by one,
+    # and what follows is that threads run along pixels. Triton 3.6, if not told, has them run along channels.
     tl.max_contiguous(o_pixel, [2])
     b_x = from_centre(left, i_col, n_cols, width) + x.to(tl.float32)
     b_y = from_centre(top, i_row, n_rows, height) + y.to(tl.float32)
@@ -308,6 +310,31 @@ def weights_of(
 
 
 @triton.jit
+def weights_by_pixel(
+    p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+    n_rows, n_cols, height, width, n_slots, G: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr,
+):
+    """The same weights the other way round, [BP, BK], and the keys: mask and flat index.
+
+    Neighbouring threads have neighbouring keys, and each some pixels: what it loads of its key serves all of them.
+    """
+    m_key, i_key, k_x, k_y, values = keys_of(
+        p_keys, p_table, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots, G, BK
+    )
+    if p_valid is not None:
+        m_key = m_key & (tl.load(p_valid + i_key, mask=m_key, other=0) != 0)
+    place = first + tl.arange(0, BK)
+    if VARIES:
+        bias = bias_of(p_copies, radius[:, None], place[None, :], m_key[None, :], n_slots)  # [BP, BK]
+    else:
+        bias = bias_of(p_copies, radius, place, m_key, n_slots)[None, :]  # [1, BK]
+    distance = colour_distance(column(colours), line(values), G)
+    at_zero = line(factors_at_zero(k_x, k_y, values))
+    score = score_of(b_x[:, None], b_y[:, None], at_zero, distance, line(values), bias)
+    return tl.exp2(score - lse[:, None]), m_key, i_key
+
+
+@triton.jit
 def load_lse(p_lse, o_pixel, m_pixel):
     """Log-sum-exp of pixels [BP]; inf, which gives no weight, where there is no pixel or no key reaches it."""
     lse = tl.load(p_lse + o_pixel, mask=m_pixel, other=float("inf"))
@@ -355,18 +382,17 @@ def mix_kernel(
         mixed = mixed + (tl.zeros([BC, BP], tl.float32),)
     channel = tl.program_id(1) * (NC * BC) + tl.arange(0, BC)
     for first in range(0, count, BK):
-        pairs = weights_of(
+        weight, m_key, i_key = weights_by_pixel(
             p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
             n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
         )
-        weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
         weight = weight.to(p_signal.dtype.element_ty)
         grown = ()
         for n in tl.static_range(NC):
             p_rows = p_signal + i_key[:, None] * row_length + channel[None, :] + n * BC
             signal = tl.load(p_rows, mask=m_key[:, None], other=0.0)
             # [BC, BK] @ [BK, BP] -> [BC, BP]
-            grown = grown + (tl.dot(tl.trans(signal), weight, mixed[n], input_precision=PRECISION),)
+            grown = grown + (tl.dot(tl.trans(signal), tl.trans(weight), mixed[n], input_precision=PRECISION),)
         mixed = grown
     for n in tl.static_range(NC):
         row = channel + n * BC

@@ -85,8 +85,8 @@ def step_kernel(
     m_x = m_col & (i_x * n_cols < (i_col + 1) * width)
     i_x = tl.minimum(i_x, width - 1)
     i_left, i_right = tl.maximum(i_x - 1, 0), tl.minimum(i_x + 1, width - 1)
-    # Places run along the row, and so should threads; Triton 3.6, if not told, has them run over channels first. (At the
-    # ends of cells and rows it is not so. But nothing is said of where a row begins, so words are read one by one.)
+    # Places run along the row, and so should threads: Triton 3.6, if not told, has them run over channels. (At the
+    # ends of cells and rows it is not so; but nothing says where a row begins, so words are read one by one.)
     tl.max_contiguous(i_x, [1, 2])
     tl.max_contiguous(i_left, [1, 2])
     tl.max_contiguous(i_right, [1, 2])

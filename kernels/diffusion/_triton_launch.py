@@ -40,7 +40,7 @@ class Tile:
 
 def tile_for(channels: int, cols: int, columns: int, whole: bool) -> Tile:
     """The tile for so many channels, cells along a row and columns of a cell (the widest). No search at run time."""
-    columns = _power_of_two(columns)
+    columns = max(2, _power_of_two(columns))  # of one place, Triton's compiler takes no hints
     cells = min(_power_of_two(cols), max(1, LANES // columns))
     threads = min(MOST_THREADS, max(32, cells * columns))
     values = VALUES_WHOLE if whole else VALUES_PARTS

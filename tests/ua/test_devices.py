@@ -83,7 +83,9 @@ def holes() -> Tensor:
 @pytest.mark.parametrize("masked", [False, True], ids=["all-cells", "holes"])
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_default_agrees_with_the_cpu(kind: str, masked: bool) -> None:
-    check(image(), SIGNALS[kind](), holes() if masked else None, "average" if kind.startswith("average") else "prediction")
+    check(
+        image(), SIGNALS[kind](), holes() if masked else None, "average" if kind.startswith("average") else "prediction"
+    )
 
 
 @pytest.mark.parametrize("preset", ["released", "paper", "reconstruction"])

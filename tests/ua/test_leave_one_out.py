@@ -214,13 +214,13 @@ def test_the_steps_are_those_of_adam(monkeypatch):
     start = maps(7, 9)
     ours = [leave_one_out.fit(signal[None], guide_lr[None], start, None, steps=n, **OPTIONS) for n in (1, 2, 3)]
     gradients = []
-    real = torch.autograd.grad
+    real = leave_one_out.gradient
 
-    def grad(loss, raw):
-        gradients.append(real(loss, raw)[0])
-        return (gradients[-1],)
+    def gradient(*arguments):
+        gradients.append(real(*arguments))
+        return gradients[-1]
 
-    monkeypatch.setattr(torch.autograd, "grad", grad)
+    monkeypatch.setattr(leave_one_out, "gradient", gradient)
     leave_one_out.fit(signal[None], guide_lr[None], start, None, steps=3, **OPTIONS)
     raw = (leave_one_out.WIDER * start.sigma_r).log().requires_grad_()
     optimiser = torch.optim.Adam([raw], lr=leave_one_out.RATE, eps=leave_one_out.EPSILON)
@@ -228,3 +228,22 @@ def test_the_steps_are_those_of_adam(monkeypatch):
         raw.grad = gradient[3].view(1, 7, 9)
         optimiser.step()
         torch.testing.assert_close(found.sigma_r.log(), raw.detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_the_gradient_is_that_of_the_objective(radius):
+    """Against autograd in float64, with holes, borders, unequal scales, and an image without a range term."""
+    random = torch.Generator().manual_seed(radius)
+    signal, guide_lr = torch.rand(2, 5, 6, 7, generator=random), torch.rand(2, 3, 6, 7, generator=random)
+    known = torch.rand(2, 6, 7, generator=random) < 0.7
+    problem = leave_one_out._problem(signal, guide_lr, known, (8.0, 4.0), radius)
+    problem = leave_one_out.Problem(*(part.double() if part.is_floating_point() else part for part in problem))
+    initial = torch.rand(4, 2, 42, generator=random, dtype=torch.float64) + torch.tensor([1.5, 1, -0.5, -1.5]).view(
+        4, 1, 1
+    )
+    initial[3, 1] = math.inf
+    raw = (initial + 0.2 * torch.randn(4, 2, 42, generator=random, dtype=torch.float64)).requires_grad_()
+    (expected,) = torch.autograd.grad(leave_one_out.objective(raw, initial, problem), raw)
+    found = leave_one_out.gradient(raw.detach(), initial, problem)
+    assert expected[:3].abs().amax((1, 2)).min() > 1e-3 and expected[3, 0].abs().max() > 1e-3
+    torch.testing.assert_close(found, expected.nan_to_num(0), rtol=1e-9, atol=1e-12)
