@@ -55,10 +55,14 @@ def mix(shape: Shape) -> Tile:
     few, small = shape.channels <= 16, shape.pixels <= 16
     pixels, warps = (16, 4) if small else (64, 8)
     if shape.dtype == torch.float32:
-        return Tile(pixels, keys=16, channels=16 if few else 64 if small else 128, warps=warps)
+        if few or small:
+            return Tile(pixels, keys=16, channels=16 if few else 64, warps=warps)
+        return Tile(pixels, keys=16, channels=64, blocks=2, warps=4, stages=1)
     if shape.channels <= 128:
         return Tile(pixels, keys=16 if small else 32, channels=16 if few else 128, warps=warps)
-    return Tile(pixels, keys=16 if shape.irregular or small else 32, channels=128, blocks=3, warps=8)
+    if small:
+        return Tile(pixels, keys=16, channels=128, blocks=3, warps=8)
+    return Tile(pixels, keys=32 if shape.irregular else 64, channels=128, blocks=3, warps=8, stages=1)
 
 
 def delta(shape: Shape) -> Tile:
