@@ -77,10 +77,9 @@ def _tiles(
     dtype: torch.dtype,
     channels: tuple[int, ...] = CHANNELS,
     guide_channels: int = 3,
-    irregular: bool = True,
 ) -> list[Tile]:
     sizes = itertools.product(PIXELS, CANDIDATES, channels)
-    shapes = (Shape(*size, dtype, guide_channels, irregular) for size in sizes)
+    shapes = (Shape(*size, dtype, guide_channels) for size in sizes)
     return list(dict.fromkeys(tile_for(kernel, shape) for shape in shapes))
 
 
@@ -89,7 +88,6 @@ def _case(kernel: str, dtype: torch.dtype, tile: Tile, left_out: set[str], **con
 
 
 LOSS = {"p_losses", "p_d_out", "p_delta"}
-OPTIONAL = {"p_radius", "p_valid"}
 
 
 def _softmax_cases() -> Iterator[Case]:
@@ -107,9 +105,6 @@ def _dot_cases() -> Iterator[Case]:
                 yield _case(kernel, dtype, tile, set(), G=3, **_dot_constants(kernel, tile))
         largest = _tiles(kernel, torch.bfloat16, channels)[-1]
         yield _case(kernel, torch.bfloat16, largest, set(), G=3, **_dot_constants(kernel, largest))
-    # Fewer registers, larger tiles.
-    for tile in _tiles("mix", torch.float16, CHANNELS[-1:], irregular=False):
-        yield _case("mix", torch.float16, tile, OPTIONAL, G=3, **_dot_constants("mix", tile))
 
 
 def _dot_constants(kernel: str, tile: Tile) -> dict[str, Any]:

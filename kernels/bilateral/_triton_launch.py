@@ -70,10 +70,10 @@ class Grid:
         side = 2 * self.support.radius + 1
         return min(self.slots, min(side, self.rows) * min(side, self.cols))
 
-    def shape(self, channels: int, dtype: torch.dtype, irregular: bool = False) -> Shape:
+    def shape(self, channels: int, dtype: torch.dtype) -> Shape:
         """What tiles are chosen by."""
         pixels = _longest(self.rows, self.height) * _longest(self.cols, self.width)
-        return Shape(pixels, self.most_candidates, channels, dtype, self.guide_channels, irregular)
+        return Shape(pixels, self.most_candidates, channels, dtype, self.guide_channels)
 
     def tiles_per_cell(self, tile: Tile) -> int:
         return -(-_longest(self.rows, self.height) * _longest(self.cols, self.width) // tile.pixels)
@@ -125,8 +125,7 @@ def forward(signal: Tensor, inputs: Inputs, grid: Grid) -> tuple[Tensor, Tensor]
     launch_softmax(grid, tile, inputs, channels_last(signal) if few else signal, mixed, p_out=out, p_lse=lse)
     if few:
         return out, lse
-    irregular = inputs.radius is not None or inputs.valid is not None
-    tile, tables = tile_for("mix", grid.shape(channels, signal.dtype, irregular)), grid.tables
+    tile, tables = tile_for("mix", grid.shape(channels, signal.dtype)), grid.tables
     rows = channels_last(signal, tile.channels * tile.blocks)
     programs = (grid.cells * grid.tiles_per_cell(tile), rows.shape[2] // (tile.channels * tile.blocks), grid.batch)
     kernels.mix_kernel[programs](

@@ -32,7 +32,7 @@ class Shape:
     """What tiles are chosen by.
 
     pixels: HR pixels of the largest cell. candidates: most keys of a cell. channels, dtype: of the signal.
-    guide_channels: of the guide. irregular: pixels have radii of their own or cells are missing, which takes registers.
+    guide_channels: of the guide.
     """
 
     pixels: int
@@ -40,7 +40,6 @@ class Shape:
     channels: int
     dtype: torch.dtype
     guide_channels: int = 3
-    irregular: bool = False
 
 
 def softmax(shape: Shape) -> Tile:
@@ -51,18 +50,16 @@ def softmax(shape: Shape) -> Tile:
 
 
 def mix(shape: Shape) -> Tile:
-    # Scores cost as much as mixing some hundred channels, so a program mixes as many as its registers hold.
-    few, small = shape.channels <= 16, shape.pixels <= 16
-    pixels, warps = (16, 4) if small else (64, 8)
-    if shape.dtype == torch.float32:
-        if few or small:
-            return Tile(pixels, keys=16, channels=16 if few else 64, warps=warps)
-        return Tile(pixels, keys=16, channels=64, blocks=2, warps=4, stages=1)
+    # Scores cost as much as mixing some hundred channels, so a program mixes as many as its registers hold. Loads are
+    # not pipelined (one stage): two programs on a multiprocessor hide their time as well, by fewer instructions.
+    small, precise = shape.pixels <= 16, shape.dtype == torch.float32
+    if shape.channels <= 16:
+        return Tile(16 if small else 64, 16 if small or precise else 32, channels=16, warps=4 if small else 8, stages=1)
+    if precise:
+        return Tile(16 if small else 64, keys=16, channels=64, blocks=1 if small else 2, warps=4, stages=1)
     if shape.channels <= 128:
-        return Tile(pixels, keys=16 if small else 32, channels=16 if few else 128, warps=warps)
-    if small:
-        return Tile(pixels, keys=16, channels=128, blocks=3, warps=8)
-    return Tile(pixels, keys=32 if shape.irregular else 64, channels=128, blocks=3, warps=8, stages=1)
+        return Tile(16 if small else 64, 16 if small else 32, channels=128, warps=4 if small else 8, stages=1)
+    return Tile(16 if small else 32, 16 if small else 32, channels=128, blocks=3, warps=8 if small else 4, stages=1)
 
 
 def delta(shape: Shape) -> Tile:
@@ -89,7 +86,7 @@ def signal_gradient(shape: Shape) -> Tile:
     if shape.pixels <= 16:
         return Tile(pixels=16, keys=16, channels=16 if shape.channels <= 16 else 32, warps=8)
     if shape.channels > 64 and shape.dtype != torch.float32:
-        return Tile(pixels=64, keys=16, channels=128, warps=8)
+        return Tile(pixels=32, keys=16, channels=128, warps=8)
     return Tile(pixels=32, keys=16, channels=32, warps=4)
 
 

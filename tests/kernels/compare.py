@@ -211,12 +211,18 @@ def assert_near(actual: Tensor, expected: Tensor, *, largest: float, rms: float,
 
 
 def assert_same_gradients(
-    actual: dict[str, Tensor], expected: dict[str, Tensor], *, largest: float, rms: float
+    actual: dict[str, Tensor], expected: dict[str, Tensor], *, largest: float, rms: float, matrix: bool = False
 ) -> None:
-    """`assert_near` of every gradient, in units of the largest value of that gradient."""
+    """`assert_near` of every gradient, in units of the largest value of that gradient.
+
+    matrix: the four entries of the factors, which are one matrix, share the unit of the largest.
+    """
     assert actual.keys() == expected.keys()
+    sizes = {name: max(float(gradient.abs().max()), 1e-12) for name, gradient in expected.items()}
+    if matrix:
+        sizes |= dict.fromkeys(Factors._fields[:4], max(sizes[name] for name in Factors._fields[:4]))
     for name, gradient in expected.items():
-        unit = max(float(gradient.abs().max()), 1e-12)
+        unit = sizes[name]
         try:
             assert_near(actual[name], gradient, largest=largest, rms=rms, unit=unit)
         except AssertionError as error:

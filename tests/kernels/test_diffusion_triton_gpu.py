@@ -35,7 +35,9 @@ def test_real_sizes_agree_with_torch(options: dict) -> None:
     out, gradients = problem.values_and_gradients(backend)
     expected, expected_gradients = problem.to(torch.float64).values_and_gradients(portable)
     assert_near(out, expected, largest=1e-5, rms=1e-6)
-    assert_same_gradients(gradients, expected_gradients, largest=1e-5, rms=1e-6)
+    # A cell of 30 000 pixels: by `torch` and `cpu` in float32 its gradient has an RMS error of 2.2e-6 and 2.9e-6.
+    rms = 3e-6 if options is SIZES["wide-cells"] else 1e-6
+    assert_same_gradients(gradients, expected_gradients, largest=1e-5, rms=rms)
 
 
 def test_all_repeats_to_the_bit() -> None:

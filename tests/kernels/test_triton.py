@@ -23,6 +23,10 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 2.0**-24  # rounding of a float32
+# A GPU fuses multiplications and additions differently in every kernel, so the weight of a pixel's only candidate is 1
+# but for rounding, and its part in the gradients is not quite 0 (under the interpreter it is). Where nearly all pixels
+# have one candidate ("holes") that is .2 of 9 for one entry of the matrix of factors: it is measured by the largest.
+ON_GPU = DEVICE == "cuda"
 
 CASES: dict[str, dict] = {
     "plain": {},
@@ -112,7 +116,7 @@ def test_values_and_gradients_in_float32(options: dict) -> None:
     expected = problem.to(torch.float64).gradients(reference, of_guide=True)
     assert set(gradients) == {"signal", "guide", "guide_lr", "ux", "uy", "vx", "vy", "r"}
     largest, rms = 2e-5 + 2 * EPS * score, 2e-6 + 0.3 * EPS * score
-    assert_same_gradients(gradients, expected, largest=largest, rms=rms)
+    assert_same_gradients(gradients, expected, largest=largest, rms=rms, matrix=ON_GPU)
 
 
 @pytest.mark.parametrize("options", HALF_CASES.values(), ids=HALF_CASES)
@@ -140,7 +144,7 @@ def test_values_and_gradients_in_half_precision(dtype: torch.dtype, options: dic
     signal = {"signal": gradients.pop("signal")}
     assert_same_gradients(signal, {"signal": expected.pop("signal")}, largest=unit, rms=0.5 * unit)
     # The other gradients are summed from products of halves in float32, and never rounded to half.
-    assert_same_gradients(gradients, expected, largest=3e-5, rms=5e-6)
+    assert_same_gradients(gradients, expected, largest=3e-5, rms=5e-6, matrix=ON_GPU)
 
 
 def test_one_candidate() -> None:
