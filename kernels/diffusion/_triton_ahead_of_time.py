@@ -38,7 +38,7 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    steps = [_step(tile_for(384, 16, columns, whole), whole) for columns in COLUMNS for whole in (True, False)]
+    steps = [_step(tile_for(384, 16, columns), whole) for columns in COLUMNS for whole in (True, False)]
     return [*steps, Case("finish", (("BX", FINISH_PIXELS), ("WHOLE", False)), FINISH_WARPS)]
 
 

@@ -20,9 +20,7 @@ FINISH_PIXELS, FINISH_WARPS = 1024, 4  # of a program of `finish_kernel`
 STAGES = 2  # of Triton, which has no product to hide loads behind here
 MOST_THREADS = 256
 LANES = 128  # columns of a program where cells are narrow: whole rows of cache
-# Pixels of a thread, as far as the widest cells let it: its channels share their conductances. Scales that are no
-# integers gather sixteen values a pixel, which takes registers.
-VALUES_WHOLE, VALUES_PARTS = 4, 2
+VALUES = 4  # of a thread, as far as the widest cells let it: its channels share their conductances
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,12 @@ class Tile:
     warps: int
 
 
-def tile_for(channels: int, cols: int, columns: int, whole: bool) -> Tile:
+def tile_for(channels: int, cols: int, columns: int) -> Tile:
     """The tile for so many channels, cells along a row and columns of a cell (the widest). No search at run time."""
     columns = max(2, _power_of_two(columns))  # of one place, Triton's compiler takes no hints
     cells = min(_power_of_two(cols), max(1, LANES // columns))
     threads = min(MOST_THREADS, max(32, cells * columns))
-    values = VALUES_WHOLE if whole else VALUES_PARTS
-    of_thread = max(1, values * threads // max(threads, cells * columns))
+    of_thread = max(1, VALUES * threads // max(threads, cells * columns))
     return Tile(min(_power_of_two(channels), of_thread), cells, columns, threads // 32)
 
 
@@ -152,7 +149,7 @@ class State:
 
     def _launch(self, out: Tensor | None, inputs: Inputs, share: float, by: Step) -> None:
         batch, channels, rows, cols = self.given.shape
-        tile = tile_for(channels, cols, most_columns(cols, self.near.shape[3]), self._whole())
+        tile = tile_for(channels, cols, most_columns(cols, self.near.shape[3]))
         programs = batch * -(-channels // tile.channels) * rows * -(-cols // tile.cells)
         kernels.step_kernel[(programs,)](
             self.near,

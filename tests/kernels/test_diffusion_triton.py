@@ -116,8 +116,8 @@ def test_tiles_are_what_the_kernel_can_take() -> None:
     from kernels.diffusion._triton_launch import tile_for
 
     sizes = itertools.product((1, 3, 17, 384), (1, 2, 16, 70), (1, 2, 14, 17, 300, backend.WIDEST_CELL + 1))
-    for (channels, cols, columns), whole in itertools.product(sizes, (True, False)):
-        tile = tile_for(channels, cols, columns, whole)
+    for channels, cols, columns in sizes:
+        tile = tile_for(channels, cols, columns)
         numbers = (tile.channels, tile.cells, tile.columns, tile.warps)
         assert all(number > 0 and number & (number - 1) == 0 for number in numbers), tile
         assert tile.columns >= columns and tile.channels < 2 * channels and tile.cells < 2 * cols
@@ -128,8 +128,7 @@ def test_tiles_are_what_the_kernel_can_take() -> None:
 def test_the_tile_of_a_vision_transformer_reads_whole_rows() -> None:
     from kernels.diffusion._triton_launch import Tile, tile_for
 
-    assert tile_for(384, 16, 14, whole=True) == Tile(channels=4, cells=8, columns=16, warps=4)
-    assert tile_for(384, 16, 16, whole=False) == Tile(channels=2, cells=8, columns=16, warps=4)
+    assert tile_for(384, 16, 14) == Tile(channels=4, cells=8, columns=16, warps=4)
 
 
 @pytest.mark.parametrize("cells, pixels", [(1, 1), (3, 7), (5, 7), (4, 4), (16, 224), (14, 225), (1, 300)])
