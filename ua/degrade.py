@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from numbers import Integral
 
 import torch
@@ -39,15 +38,16 @@ def area(signal: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> 
         raise ValueError(f"signal must be (C, H, W) or (B, C, H, W) and not empty, got {tuple(signal.shape)}")
     if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(isinstance(cells, Integral) for cells in grid):
         raise TypeError(f"grid must be a pair of integers (h, w), got {grid!r}")
+    for size, cells in zip(signal.shape[-2:], grid, strict=True):
+        check_cells(size, cells)
     values = signal.to(_working(signal.dtype))
-    rows, columns = (
-        _weights(*sizes, values.dtype, values.device) for sizes in zip(signal.shape[-2:], grid, strict=True)
-    )
     if valid is None:
         known = torch.ones(signal.shape[:-3] + tuple(grid), dtype=torch.bool, device=signal.device)
         scales = tuple(size // cells for size, cells in zip(signal.shape[-2:], grid, strict=True))
         if tuple(cells * scale for cells, scale in zip(grid, scales, strict=True)) == tuple(signal.shape[-2:]):
             return F.avg_pool2d(values, scales), known  # the same, at a cost linear in the pixels
+    rows, columns = (area_weights(*sizes).to(values) for sizes in zip(signal.shape[-2:], grid, strict=True))
+    if valid is None:
         return rows @ values @ columns.mT, known
     mask = _check_mask(valid, signal).unsqueeze(-3)
     coverage = rows @ mask.to(rows.dtype) @ columns.mT
@@ -156,13 +156,6 @@ def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels must be -1 to {num_classes - 1}, got {labels.min().item()} to {labels.max().item()}")
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]
     return (labels.unsqueeze(-3) == classes).float(), labels >= 0
-
-
-@lru_cache(maxsize=16)
-def _weights(size: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`area_weights` where it is used: (cells, size)."""
-    with torch.inference_mode(False), torch.no_grad():
-        return area_weights(size, cells).to(device, dtype)
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

@@ -7,10 +7,11 @@ be computed at every pixel, averaged to a low-resolution grid (`ua.degrade.area`
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from ua.kept import kept
 
 ORIENTATIONS = 8  # bins over half a turn: an edge and its negative are one orientation
 SCALES = (1.0, 3.0)  # standard deviation in pixels of the window that pools the statistics
@@ -136,37 +137,42 @@ def blur(image: Tensor, sigma: float, order_x: int = 0, order_y: int = 0) -> Ten
 
 def _filtered_rows(image: Tensor, sigma: float, order: int) -> Tensor:
     """Every column of (..., H, W) filtered, the end pixels repeated outwards."""
-    height = image.shape[-2]
+    height, reach = image.shape[-2], _reach(sigma)
     # Banded matrices: at these sizes ten times as fast on a CPU as one-channel convolutions. A block of rows at a time,
     # since all of a matrix but its band is zeros.
     blocks = []
     for start in range(0, height, BLOCK):
         stop = min(start + BLOCK, height)
-        first, matrix = _filter_matrix(start, stop, height, sigma, order, image.dtype, image.device)
-        blocks.append(matrix @ image[..., first : first + matrix.shape[1], :])
+        before, after = min(start, reach), min(height - stop, reach)
+        matrix = _filter_matrix(stop - start, before, after, sigma, order, image.dtype, image.device)
+        blocks.append(matrix @ image[..., start - before : stop + after, :])
     return torch.cat(blocks, -2)
 
 
-@lru_cache(maxsize=256)
+@kept
 def _filter_matrix(
-    start: int, stop: int, size: int, sigma: float, order: int, dtype: torch.dtype, device: torch.device
-) -> tuple[int, Tensor]:
-    """The rows `start` to `stop` of a correlation along an axis of `size` pixels: its first column, and the others."""
-    with torch.inference_mode(False), torch.no_grad():
-        kernel = _kernel(sigma, order)
-        reach = len(kernel) // 2
-        first, last = max(0, start - reach), min(size, stop + reach)
-        rows = torch.arange(stop - start)[:, None].expand(-1, len(kernel))
-        columns = (rows + start + torch.arange(-reach, reach + 1)).clamp(0, size - 1) - first
-        matrix = torch.zeros(stop - start, last - first, dtype=kernel.dtype)
-        matrix.index_put_((rows, columns), kernel.expand(len(rows), -1), accumulate=True)
-        return first, matrix.to(device, dtype)
+    rows: int, before: int, after: int, sigma: float, order: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`rows` of a correlation along an axis, (rows, before + rows + after), with so many pixels before and after them.
+
+    Where these are fewer than the filter reaches, the image ends there.
+    """
+    kernel, reach = _kernel(sigma, order), _reach(sigma)
+    row = torch.arange(rows)[:, None].expand(-1, len(kernel))
+    columns = (row + torch.arange(-reach, reach + 1)).clamp(-before, rows + after - 1) + before
+    matrix = torch.zeros(rows, before + rows + after, dtype=kernel.dtype)
+    matrix.index_put_((row, columns), kernel.expand(rows, -1), accumulate=True)
+    return matrix.to(device, dtype)
+
+
+def _reach(sigma: float) -> int:
+    """Pixels to either side that a filter looks at."""
+    return int(TRUNCATE * sigma + 0.5)
 
 
 def _kernel(sigma: float, order: int) -> Tensor:
     """Sampled Gaussian derivative as a correlation kernel, exact on polynomials up to its order."""
-    radius = int(TRUNCATE * sigma + 0.5)
-    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    x = torch.arange(-_reach(sigma), _reach(sigma) + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (x / sigma) ** 2)
     weights /= weights.sum()
     if order == 1:

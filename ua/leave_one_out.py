@@ -54,8 +54,8 @@ def fit(
     """
     batch, _, rows, cols = signal.shape
     known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
-    problem = _problem(signal, guide_lr, known, scale, min(radius, MOST_RADIUS))
-    if not steps or not bool(problem.counted.any()):
+    problem = problem_of(signal, guide_lr, known, scale, min(radius, MOST_RADIUS)) if steps else None
+    if problem is None or not bool(problem.counted.any()):
         return gaussians.detach()
     noise = torch.randn(rows * cols, generator=torch.Generator().manual_seed(0)).to(problem.values)
     start = (
@@ -65,14 +65,12 @@ def fit(
         (WIDER * gaussians.sigma_r).log(),
     )
     initial = torch.stack([lr_map.detach().float().flatten(1) for lr_map in start])  # [4, B, n]
-    with torch.no_grad():
-        raw = initial
-        first, second = torch.zeros_like(initial), torch.zeros_like(initial)  # moments of Adam
-        for step in range(1, steps + 1):
-            slope = gradient(raw, initial, problem)
-            first, second = torch.lerp(slope, first, BETA_1), torch.lerp(slope.square(), second, BETA_2)
-            scale_of_second = (second / (1 - BETA_2**step)).sqrt() + EPSILON
-            raw = raw - RATE * first / (1 - BETA_1**step) / scale_of_second
+    raw = initial
+    first, second = torch.zeros_like(initial), torch.zeros_like(initial)  # moments of Adam
+    for step in range(1, steps + 1):
+        slope = gradient(raw, initial, problem)
+        first, second = torch.lerp(slope, first, BETA_1), torch.lerp(slope.square(), second, BETA_2)
+        raw = raw - RATE * first / (1 - BETA_1**step) / ((second / (1 - BETA_2**step)).sqrt() + EPSILON)
     maps = raw.view(4, batch, rows, cols).to(gaussians.theta.dtype)
     found = (maps[0].exp(), maps[1].exp(), maps[2], maps[3].exp())
     predicted = problem.counted.any(1)[:, None, None]
@@ -101,7 +99,8 @@ class Problem(NamedTuple):
     counted: Tensor
 
 
-def _problem(signal: Tensor, guide_lr: Tensor, known: Tensor, scale: tuple[float, float], radius: int) -> Problem:
+def problem_of(signal: Tensor, guide_lr: Tensor, known: Tensor, scale: tuple[float, float], radius: int) -> Problem:
+    """Of arguments like those of `fit`; known: bool (B, h, w)."""
     rows, cols = signal.shape[-2:]
     cells, there, offsets = neighbours(rows, cols, radius, signal.device)
     usable = there & known.flatten(1)[:, cells]
@@ -123,7 +122,7 @@ def _problem(signal: Tensor, guide_lr: Tensor, known: Tensor, scale: tuple[float
 
 
 def gradient(raw: Tensor, initial: Tensor, problem: Problem) -> Tensor:
-    """Of `objective` by `raw` (4, B, n). By hand, which takes a third of the operations of autograd.
+    """Of `objective` by `raw` (4, B, n), by hand: autograd takes a hundred launches a step on a GPU, and sorts.
 
     With u, v = W d of a pair, its score is -(u^2 + v^2 + r apart) / 2, so that all a source needs are sums over its
     pairs of d score times u^2, v^2, u v and apart.
@@ -148,7 +147,7 @@ def objective(raw: Tensor, initial: Tensor, problem: Problem) -> Tensor:
     """The sum over the cells of the mean absolute error, rounded at zero, and of what changes of the sigmas cost.
 
     raw: (4, B, n), logarithms of sigma_x and sigma_y, theta, logarithm of sigma_r, of every source; initial: where they
-    started. An infinite sigma_r (no range term) costs nothing.
+    started. An infinite sigma_r (no range term) costs nothing. This is the definition; `gradient` is tested against it.
     """
     error = (problem.around @ _weights(raw, problem)[0][..., None]).squeeze(3) - problem.values
     each = (error.square() + ROUNDING).sqrt().mean(2)  # [B, n]

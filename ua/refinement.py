@@ -4,7 +4,6 @@ averages of labels, assignment of pixels to classes."""
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from kernels.assignment import LEAST_SHARE
 from ua import backends, degrade, inputs
 from ua.averages import are_probabilities, mixes_labels
 from ua.config import FitConfig
+from ua.kept import kept
 
 RATE = 1 / 4  # of `kernels.diffusion`: the largest that is stable in any image
 # Standard deviation in pixels of the Gaussian under which the guide's edges are looked at: noise and the grain of
@@ -176,13 +176,12 @@ def back_project(out: Tensor, signal: Tensor, valid: Tensor | None) -> Tensor:
     return add(planes, halfway, columns).view_as(out)
 
 
-@lru_cache(maxsize=16)
+@kept
 def interpolation_weights(mode: str, size: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """PyTorch's interpolation, "bilinear" or "bicubic", as a matrix (size, cells): faster on a CPU to 1024 x 1024."""
-    with torch.inference_mode(False), torch.no_grad():
-        each = torch.eye(cells, dtype=torch.float64)[None, :, :, None]  # [1, cells, cells, 1]
-        matrix = F.interpolate(each, (size, 1), mode=mode, align_corners=False)[0, :, :, 0].T
-        return matrix.to(device, dtype).contiguous()
+    each = torch.eye(cells, dtype=torch.float64)[None, :, :, None]  # [1, cells, cells, 1]
+    matrix = F.interpolate(each, (size, 1), mode=mode, align_corners=False)[0, :, :, 0].T
+    return matrix.to(device, dtype).contiguous()
 
 
 def known_pixels(out: Tensor, valid: Tensor | None) -> Tensor | None:

@@ -23,7 +23,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 PI = tl.constexpr(3.141592653589793)
 PACKED_ZERO = tl.constexpr(128 << 8 | 128)
-# Sizes differ from image to image: one compiled kernel serves all.
+# Sizes differ from image to image: one compiled kernel serves all. And none must be known to be a multiple of anything:
+# the hint of `tile_of` is true but for the ends of rows, and words must be read one by one there.
 SIZES = ["n_rows", "n_cols", "height", "width", "n_tiles", "n_slots", "n_radii", "max_radius", "n_channels"]
 
 

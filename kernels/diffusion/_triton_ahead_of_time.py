@@ -38,7 +38,8 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    steps = [_step(tile_for(384, 16, columns), whole) for columns in COLUMNS for whole in (True, False)]
+    tiles = [*(tile_for(384, 16, columns) for columns in COLUMNS), tile_for(384, 1, 1)]
+    steps = [_step(tile, whole) for tile in tiles for whole in (True, False)]
     return [*steps, Case("finish", (("BX", FINISH_PIXELS), ("WHOLE", False)), FINISH_WARPS)]
 
 

@@ -17,7 +17,8 @@ cells along the row times columns of a cell. n_rows, n_cols: cells; height, widt
 import triton
 import triton.language as tl
 
-# Sizes differ from image to image: one compiled kernel serves all.
+# Sizes differ from image to image: one compiled kernel serves all. And none must be known to be a multiple of anything:
+# the hints of what is contiguous are true but for the ends of cells and rows, and words must be read one by one there.
 SIZES = ["n_channels", "n_rows", "n_cols", "height", "width", "n_tiles"]
 
 
@@ -33,7 +34,7 @@ def part_of(i_pixel, i_cell, n_cells, n_pixels):
 def spread(p_cells, i_y, i_x, n_rows, n_cols, height, width, WHOLE: tl.constexpr):
     """U cells at pixels (i_y, i_x): the sum over the cells that a pixel lies in, by how much of it does."""
     i_row, i_col = i_y * n_rows // height, i_x * n_cols // width
-    tl.max_contiguous(i_col, [1, 2])  # as in `step_kernel`: the order of the axes
+    tl.max_contiguous(i_col, [1, 2])  # it is not, nearly all are equal; as in `step_kernel`, for the order of the axes
     p_first = p_cells + i_row * n_cols + i_col
     b_first = tl.load(p_first)
     if WHOLE:
@@ -147,21 +148,21 @@ def step_kernel(
         b_sums *= tl.where(m_x, part_of(i_x, i_col, n_cols, width), 0.0)
     area = height.to(tl.float32) / n_rows.to(tl.float32) * (width.to(tl.float32) / n_cols.to(tl.float32))
     b_lacking = -tl.sum(tl.reshape(b_sums, [BC, BJ, BX]), 2) / area  # [BC, BJ]
-    i_col = i_program % n_across * BJ + tl.arange(0, BJ)[None, :]
-    m_col = i_col < n_cols
-    i_channel = tl.arange(0, BC)[:, None]
-    o_cell, m_cell = (i_channel * n_rows + i_row) * n_cols + i_col, (i_channel < n_channels - i_block * BC) & m_col
+    i_cell = i_program % n_across * BJ + tl.arange(0, BJ)[None, :]
+    m_cell = i_cell < n_cols
+    i_plane = tl.arange(0, BC)[:, None]
+    o_cell, m_each = (i_plane * n_rows + i_row) * n_cols + i_cell, (i_plane < n_channels - i_block * BC) & m_cell
     if p_signal is not None:
-        b_lacking += tl.load(p_signal + o_first_cell + o_cell, mask=m_cell, other=0.0).to(tl.float32)
+        b_lacking += tl.load(p_signal + o_first_cell + o_cell, mask=m_each, other=0.0).to(tl.float32)
     b_lacking *= share
     if p_valid is not None:
-        o_valid = i_image * n_rows * n_cols + i_row * n_cols + i_col
-        b_lacking *= tl.load(p_valid + o_valid, mask=m_col, other=0).to(tl.float32)
+        o_valid = i_image * n_rows * n_cols + i_row * n_cols + i_cell
+        b_lacking *= tl.load(p_valid + o_valid, mask=m_cell, other=0).to(tl.float32)
     if p_total is not None:
-        b_given = tl.load(p_given + o_cell, mask=m_cell, other=0.0)
-        b_total = tl.load(p_total + o_first_cell + o_cell, mask=m_cell, other=0.0)
-        tl.store(p_total + o_first_cell + o_cell, b_total + b_given, mask=m_cell)
-    tl.store(p_lacking + o_first_cell + o_cell, b_lacking, mask=m_cell)
+        b_given = tl.load(p_given + o_cell, mask=m_each, other=0.0)
+        b_total = tl.load(p_total + o_first_cell + o_cell, mask=m_each, other=0.0)
+        tl.store(p_total + o_first_cell + o_cell, b_total + b_given, mask=m_each)
+    tl.store(p_lacking + o_first_cell + o_cell, b_lacking, mask=m_each)
 
 
 @triton.jit(do_not_specialize=SIZES)

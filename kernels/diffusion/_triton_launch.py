@@ -38,8 +38,10 @@ class Tile:
 
 def tile_for(channels: int, cols: int, columns: int) -> Tile:
     """The tile for so many channels, cells along a row and columns of a cell (the widest). No search at run time."""
-    columns = max(2, _power_of_two(columns))  # of one place, Triton's compiler takes no hints
+    columns = _power_of_two(columns)
     cells = min(_power_of_two(cols), max(1, LANES // columns))
+    if cells * columns == 1:
+        columns = 2  # on the hints for a block of one place Triton's compiler crashes
     threads = min(MOST_THREADS, max(32, cells * columns))
     of_thread = max(1, VALUES * threads // max(threads, cells * columns))
     return Tile(min(_power_of_two(channels), of_thread), cells, columns, threads // 32)

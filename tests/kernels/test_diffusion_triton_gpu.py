@@ -35,9 +35,11 @@ def test_real_sizes_agree_with_torch(options: dict) -> None:
     out, gradients = problem.values_and_gradients(backend)
     expected, expected_gradients = problem.to(torch.float64).values_and_gradients(portable)
     assert_near(out, expected, largest=1e-5, rms=1e-6)
-    # A cell of 30 000 pixels: by `torch` and `cpu` in float32 its gradient has an RMS error of 2.2e-6 and 2.9e-6.
-    rms = 3e-6 if options is SIZES["wide-cells"] else 1e-6
-    assert_same_gradients(gradients, expected_gradients, largest=1e-5, rms=rms)
+    if options is SIZES["wide-cells"]:
+        # Sums over 30 000 pixels: in float32 on a CPU `torch` has 2.2e-6 and `cpu` 2.9e-6, an H100 had 1.9e-6.
+        of_signal = ({"signal": each.pop("signal")} for each in (gradients, expected_gradients))
+        assert_same_gradients(*of_signal, largest=1e-5, rms=3e-6)
+    assert_same_gradients(gradients, expected_gradients, largest=1e-5, rms=1e-6)
 
 
 def test_all_repeats_to_the_bit() -> None:

@@ -1,7 +1,8 @@
 """The Triton backend against the reference in float64 on the same numbers, on a GPU or under Triton's interpreter.
 
-Bounds are those of `test_backends_agree.py`. The interpreter takes about a millisecond a program and operation, so
-problems are small: every case has its own odd size, and all together touch every kernel, tile and optional part.
+Bounds are those of `test_backends_agree.py`, but for one case on a GPU (`shares_a_unit`). The interpreter takes about a
+millisecond a program and operation, so problems are small: every case has its own odd size, and all together touch
+every kernel, tile and optional part.
 """
 
 from __future__ import annotations
@@ -23,10 +24,6 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 2.0**-24  # rounding of a float32
-# A GPU fuses multiplications and additions differently in every kernel, so the weight of a pixel's only candidate is 1
-# but for rounding, and its part in the gradients is not quite 0 (under the interpreter it is). Where nearly all pixels
-# have one candidate ("holes") that is .2 of 9 for one entry of the matrix of factors: it is measured by the largest.
-ON_GPU = DEVICE == "cuda"
 
 CASES: dict[str, dict] = {
     "plain": {},
@@ -85,6 +82,16 @@ HALF_CASES = {
 each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 
 
+def shares_a_unit(options: dict) -> bool:
+    """Whether the four entries of the factors are measured by the largest gradient among them: "holes" on a GPU.
+
+    There nearly all pixels have one candidate. Its weight is 1 but for rounding, since a GPU fuses multiplications and
+    additions differently in every kernel, so its part in the gradients is not quite 0, as it is under the interpreter.
+    Of the entry vx, whose largest gradient is .2 where that of uy is 9, an H100 gave errors of 3.5e-5, RMS 6.6e-6.
+    """
+    return DEVICE == "cuda" and options is CASES["holes"]
+
+
 def on_device(problem: Problem) -> Problem:
     def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor.to(DEVICE)
@@ -116,7 +123,7 @@ def test_values_and_gradients_in_float32(options: dict) -> None:
     expected = problem.to(torch.float64).gradients(reference, of_guide=True)
     assert set(gradients) == {"signal", "guide", "guide_lr", "ux", "uy", "vx", "vy", "r"}
     largest, rms = 2e-5 + 2 * EPS * score, 2e-6 + 0.3 * EPS * score
-    assert_same_gradients(gradients, expected, largest=largest, rms=rms, matrix=ON_GPU)
+    assert_same_gradients(gradients, expected, largest=largest, rms=rms, matrix=shares_a_unit(options))
 
 
 @pytest.mark.parametrize("options", HALF_CASES.values(), ids=HALF_CASES)
@@ -144,7 +151,7 @@ def test_values_and_gradients_in_half_precision(dtype: torch.dtype, options: dic
     signal = {"signal": gradients.pop("signal")}
     assert_same_gradients(signal, {"signal": expected.pop("signal")}, largest=unit, rms=0.5 * unit)
     # The other gradients are summed from products of halves in float32, and never rounded to half.
-    assert_same_gradients(gradients, expected, largest=3e-5, rms=5e-6, matrix=ON_GPU)
+    assert_same_gradients(gradients, expected, largest=3e-5, rms=5e-6, matrix=shares_a_unit(options))
 
 
 def test_one_candidate() -> None:

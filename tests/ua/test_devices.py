@@ -93,6 +93,14 @@ def test_a_few_steps_of_other_presets_agree_with_the_cpu(preset: str) -> None:
     check(image(), averages(features)(), None, "average", preset=preset, steps=2)
 
 
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_half_precision_is_rounded_once(kind: str) -> None:
+    signal = SIGNALS[kind]().half().to(DEVICE)
+    signal_is = "average" if kind.startswith("average") else "prediction"
+    found, exact = (ua.upsample(image().to(DEVICE), s, signal_is=signal_is) for s in (signal, signal.float()))
+    assert found.dtype == torch.float16 and torch.equal(found, exact.half())
+
+
 def test_a_corrupted_guide_agrees_with_the_cpu() -> None:
     guide = image()
     random = torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(9))
@@ -128,5 +136,6 @@ def assert_close(found: Tensor | None, exact: Tensor | None) -> None:
     assert torch.equal(found.isnan().cpu(), exact.isnan())
     error = (found.cpu().double() - exact).nan_to_num(0) / exact.nan_to_num(0).abs().max()
     print(f"largest {float(error.abs().max()):.1e}, rms {float(error.square().mean().sqrt()):.1e}")  # shown with -rA
+    # Measured on a CPU: at most 1.5e-4, RMS 1.6e-6 (labels, where a border moves by a little), most ten times less.
     assert float(error.abs().max()) < 1e-3
     assert float(error.square().mean().sqrt()) < 1e-5

@@ -236,7 +236,7 @@ def test_the_gradient_is_that_of_the_objective(radius):
     random = torch.Generator().manual_seed(radius)
     signal, guide_lr = torch.rand(2, 5, 6, 7, generator=random), torch.rand(2, 3, 6, 7, generator=random)
     known = torch.rand(2, 6, 7, generator=random) < 0.7
-    problem = leave_one_out._problem(signal, guide_lr, known, (8.0, 4.0), radius)
+    problem = leave_one_out.problem_of(signal, guide_lr, known, (8.0, 4.0), radius)
     problem = leave_one_out.Problem(*(part.double() if part.is_floating_point() else part for part in problem))
     initial = torch.rand(4, 2, 42, generator=random, dtype=torch.float64) + torch.tensor([1.5, 1, -0.5, -1.5]).view(
         4, 1, 1
