@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from numbers import Integral
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 # Rounding of a resize or a colour conversion, not a different range.
 RANGE_SLACK = 1e-4
+LONG = 5.0  # times as long as wide are cells of channels that were taken for columns
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PLANES = (1, 3, 4)  # channels of an image whose axes are in the order of a tensor's
 # Converted to L or RGB, transparency dropped; others (16-bit, float) would be clipped.
 PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
 
@@ -56,6 +59,8 @@ def _image_tensor(image: Any) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3):
             raise ValueError(f"image as a NumPy array must be (H, W, G) or (H, W), got {_shape(image)}")
+        if image.ndim == 3 and image.shape[0] in PLANES and image.shape[2] not in PLANES:
+            raise ValueError(f"image as a NumPy array must be (H, W, G), channels last, got {_shape(image)}")
         return _from_numpy("image", np.atleast_3d(image).transpose(2, 0, 1), "float in [0, 1] or uint8")
     raise TypeError(f"image must be a tensor, a NumPy array or a PIL image, got {type(image).__name__}")
 
@@ -105,6 +110,7 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
     if len(signal) != len(guide):
         raise ValueError(f"signal and image must have the same batch size, got {len(signal)} and {len(guide)}")
     check_grid(grid_of(signal), guide, "the grid of signal")
+    _warn_of_channels_last(signal, guide, shape)
     if valid is None:
         if not bool(torch.isfinite(signal.detach()).all()):
             raise ValueError("signal must be finite, got NaN or inf; mark missing cells with valid=")
@@ -115,16 +121,30 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
     return signal.masked_fill(~mask[:, None], 0), mask
 
 
+def _warn_of_channels_last(signal: Tensor, guide: Tensor, shape: str) -> None:
+    """Warns where cells are `LONG` times as long as wide, as they are of channels taken for columns."""
+    down, across = (pixels / cells for pixels, cells in zip(guide.shape[-2:], grid_of(signal), strict=True))
+    if max(down, across) > LONG * min(down, across):
+        warnings.warn(
+            f"signal of {shape} has cells of {down:.3g} x {across:.3g} pixels; it must be (C, h, w), channels first",
+            stacklevel=3,
+        )
+
+
 def _as_valid(valid: Any, signal: Tensor) -> Tensor:
     batch, _, rows, cols = signal.shape
     if isinstance(valid, np.ndarray):
         valid = _from_numpy("valid", valid, "a boolean tensor or array")
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
         raise TypeError(f"valid must be a boolean tensor or array, got {getattr(valid, 'dtype', type(valid).__name__)}")
+    given = _shape(valid)
     if valid.ndim == 4 and valid.shape[1] == 1:  # as `depth > 0` of a depth (B, 1, h, w)
         valid = valid[:, 0]
     if tuple(valid.shape) not in ((batch, rows, cols), (1, rows, cols), (rows, cols)):
-        raise ValueError(f"valid must be ({batch}, {rows}, {cols}) or ({rows}, {cols}), got {_shape(valid)}")
+        raise ValueError(
+            f"valid must be on the grid of the signal, ({batch}, 1, {rows}, {cols}), ({batch}, {rows}, {cols}) or "
+            f"({rows}, {cols}), got {given}; ua.degrade.area makes it of a mask of pixels"
+        )
     valid = valid.to(signal.device).expand(batch, rows, cols)
     if not bool(valid.flatten(1).any(1).all()):
         raise ValueError("valid must mark at least one cell of every image, got a mask that is False everywhere")

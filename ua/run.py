@@ -166,6 +166,7 @@ def _run(config: DictConfig, folder: Path, command: str, group: str | None) -> d
         return summary
     logger = checked.logger if checked.logger.group else replace(checked.logger, group=group)
     with Tracker(folder, values, seed=values["seed"], logger=logger, command=command) as tracker:
+        tracker.say(f"begins: {folder}")  # what is loaded and compiled before the first line may take a minute
         try:
             summary = checked.module.run(checked.experiment, tracker)
         except KeyboardInterrupt:

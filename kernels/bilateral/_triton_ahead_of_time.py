@@ -54,6 +54,12 @@ def all_cases() -> list[Case]:
     return list(dict.fromkeys(itertools.chain(_softmax_cases(), _dot_cases(), _fit_cases(), _lr_cases())))
 
 
+def cases_for(capability: int) -> list[Case]:
+    """What the tests compile: all for 9.0; for others, to save minutes, the largest tile of each kernel and type."""
+    cases = all_cases()
+    return cases if capability == 90 else list({(case.kernel, case.dtype): case for case in cases}.values())
+
+
 def main_cases() -> list[Case]:
     """What runs on a colour image with radii that do not vary and no holes: the figures in `kernels/README.md`."""
     without = {"p_radius", "p_valid", "p_reach", "p_d_guide"}

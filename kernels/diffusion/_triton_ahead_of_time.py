@@ -43,6 +43,11 @@ def all_cases() -> list[Case]:
     return [*steps, Case("finish", (("BX", FINISH_PIXELS), ("WHOLE", False)), FINISH_WARPS)]
 
 
+def cases_for(capability: int) -> list[Case]:
+    """What the tests compile: all, for every generation."""
+    return all_cases()
+
+
 def _step(tile: Tile, whole: bool) -> Case:
     sizes = {"BC": tile.channels, "BJ": tile.cells, "BX": tile.columns, "WHOLE": whole}
     return Case("step", tuple(sizes.items()), tile.warps)

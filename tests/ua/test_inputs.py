@@ -1,6 +1,7 @@
 """Bad input: the right type of exception, and a message that names the argument, what came and what is accepted."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -187,7 +188,7 @@ BAD_MASKS: dict[str, tuple[Any, type[Exception], str]] = {
     "numpy-object": (np.array([[None]]), TypeError, "valid must be a boolean"),
     "list": (VALID.tolist(), TypeError, "valid must be a boolean .* got list"),
     "number": (True, TypeError, "valid must be a boolean .* got bool"),
-    "transposed": (VALID.T, ValueError, r"valid must be \(1, 2, 3\) or \(2, 3\), got shape \(3, 2\)"),
+    "transposed": (VALID.T, ValueError, r"valid must be on the grid .* or \(2, 3\), got shape \(3, 2\)"),
     "at-high-resolution": (torch.ones(8, 12, dtype=torch.bool), ValueError, r"valid must be .* got shape \(8, 12\)"),
     "two-channels": (VALID.expand(1, 2, 2, 3), ValueError, "valid must be"),
     "of-two-images": (VALID.expand(2, 2, 3), ValueError, "valid must be"),
@@ -467,3 +468,18 @@ def test_images_are_taken_exactly_if_they_are_in_range(pixels: np.ndarray) -> No
     elif not ((pixels >= -inputs.RANGE_SLACK) & (pixels <= 1 + inputs.RANGE_SLACK)).all():
         with pytest.raises(ValueError, match=r"image must be finite and in"):
             inputs.as_image(torch.from_numpy(pixels))
+
+
+def test_an_array_in_the_order_of_a_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"channels last, got shape \(3, 8, 12\)"):
+        inputs.as_image(np.zeros((3, 8, 12), np.float32))
+    assert inputs.as_image(np.zeros((3, 8, 4), np.float32)).shape == (1, 4, 3, 8)  # three rows of RGBA
+
+
+def test_channels_taken_for_columns_are_warned_of():
+    guide = torch.zeros(1, 3, 28, 56)
+    with pytest.warns(UserWarning, match=r"shape \(2, 4, 48\) has cells of 7 x 1.17 pixels; .* channels first"):
+        inputs.as_signal(torch.zeros(2, 4, 48), None, guide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inputs.as_signal(torch.zeros(48, 2, 4), None, guide)
