@@ -238,7 +238,7 @@ LOSS_CASES: dict[str, dict] = {
     "G=1": {"guide_channels": 1, "grid": (2, 3), "size": (9, 11)},
     "G=8": {"guide_channels": 8, "grid": (2, 2), "size": (7, 9)},
     "radius-map": {"grid": (3, 3), "size": (13, 14), "radius": 3, "radius_map": True, "border": "clamp"},
-    "many-candidates": {"grid": (7, 7), "size": (14, 14), "radius": 4},
+    "many-candidates": {"grid": (6, 6), "size": (12, 12), "radius": 4},
 }
 
 
