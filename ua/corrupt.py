@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ua import features, plugins
+from ua import filters, plugins
 
 
 def salt_and_pepper(image: Tensor, seed: int, *, share: float) -> Tensor:
@@ -36,7 +36,7 @@ def blur(image: Tensor, seed: int, *, sigma: float) -> Tensor:
     """A Gaussian of `sigma` pixels, > 0; nothing is random, `seed` is not used."""
     if not sigma > 0:
         raise ValueError(f"sigma must be above 0, got {sigma}")
-    return features.blur(image[None], sigma)[0].clamp(0, 1)
+    return filters.blur(image[None], sigma)[0].clamp(0, 1)
 
 
 def jpeg(image: Tensor, seed: int, *, quality: int) -> Tensor:

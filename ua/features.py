@@ -11,13 +11,11 @@ import math
 import torch
 from torch import Tensor
 
-from ua.kept import kept
+from ua.filters import blur
 
 ORIENTATIONS = 8  # bins over half a turn: an edge and its negative are one orientation
 SCALES = (1.0, 3.0)  # standard deviation in pixels of the window that pools the statistics
 SLOPE_SIGMA = 1.0  # of the Gaussian whose derivatives give orientation and strength
-TRUNCATE = 4.0  # where Gaussians end, in standard deviations
-BLOCK = 128  # rows that are filtered by one product
 
 # (name, number of channels, mean, standard deviation). The last two were measured once over the photographs of
 # ua.datasets.embedded (a test measures them again) and are constants: a descriptor says the same thing in every image.
@@ -121,64 +119,3 @@ def _votes(lightness: Tensor) -> Tensor:
     distance = (position - bins).remainder(ORIENTATIONS)
     distance = torch.minimum(distance, ORIENTATIONS - distance)
     return torch.hypot(dx, dy).sqrt() * (1 - distance).clamp(min=0)
-
-
-def blur(image: Tensor, sigma: float, order_x: int = 0, order_y: int = 0) -> Tensor:
-    """Each channel filtered by a Gaussian or its derivatives, the border pixel repeated outwards.
-
-    Args:
-        image: (B, C, H, W) float.
-        sigma: standard deviation, pixels; > 0.
-        order_x, order_y: 0, 1 or 2, of the derivative along each axis, per pixel.
-    """
-    down = _filtered_rows(image, sigma, order_y)
-    return _filtered_rows(down.mT, sigma, order_x).mT.contiguous()
-
-
-def _filtered_rows(image: Tensor, sigma: float, order: int) -> Tensor:
-    """Every column of (..., H, W) filtered, the end pixels repeated outwards."""
-    height, reach = image.shape[-2], _reach(sigma)
-    # Banded matrices: at these sizes ten times as fast on a CPU as one-channel convolutions. A block of rows at a time,
-    # since all of a matrix but its band is zeros.
-    blocks = []
-    for start in range(0, height, BLOCK):
-        stop = min(start + BLOCK, height)
-        before, after = min(start, reach), min(height - stop, reach)
-        matrix = _filter_matrix(stop - start, before, after, sigma, order, image.dtype, image.device)
-        blocks.append(matrix @ image[..., start - before : stop + after, :])
-    return torch.cat(blocks, -2)
-
-
-@kept
-def _filter_matrix(
-    rows: int, before: int, after: int, sigma: float, order: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """`rows` of a correlation along an axis, (rows, before + rows + after), with so many pixels before and after them.
-
-    Where these are fewer than the filter reaches, the image ends there.
-    """
-    kernel, reach = _kernel(sigma, order), _reach(sigma)
-    row = torch.arange(rows)[:, None].expand(-1, len(kernel))
-    columns = (row + torch.arange(-reach, reach + 1)).clamp(-before, rows + after - 1) + before
-    matrix = torch.zeros(rows, before + rows + after, dtype=kernel.dtype)
-    matrix.index_put_((row, columns), kernel.expand(rows, -1), accumulate=True)
-    return matrix.to(device, dtype)
-
-
-def _reach(sigma: float) -> int:
-    """Pixels to either side that a filter looks at."""
-    return int(TRUNCATE * sigma + 0.5)
-
-
-def _kernel(sigma: float, order: int) -> Tensor:
-    """Sampled Gaussian derivative as a correlation kernel, exact on polynomials up to its order."""
-    x = torch.arange(-_reach(sigma), _reach(sigma) + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (x / sigma) ** 2)
-    weights /= weights.sum()
-    if order == 1:
-        weights = x * weights
-        weights /= (x * weights).sum()  # the slope of a ramp comes out as it is
-    elif order == 2:
-        weights = (x.square() - (x.square() * weights).sum()) * weights  # a constant gives 0 ...
-        weights *= 2 / (x.square() * weights).sum()  # ... and x^2 gives 2
-    return weights

@@ -13,6 +13,7 @@ from kernels.assignment import LEAST_SHARE
 from ua import backends, degrade, inputs
 from ua.averages import are_probabilities, mixes_labels
 from ua.config import FitConfig
+from ua.filters import blur
 from ua.kept import kept
 
 RATE = 1 / 4  # of `kernels.diffusion`: the largest that is stable in any image
@@ -279,17 +280,6 @@ def conductances(guide: Tensor, edge: float, known: Tensor | None = None) -> Map
     return maps[0], maps[1]
 
 
-def smooth(guide: Tensor, sigma: float) -> Tensor:
+def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian filter of (B, G, H, W), the border pixel repeated outwards; `sigma` in pixels, > 0."""
-    reach = math.ceil(3 * sigma)
-    offsets = torch.arange(-reach, reach + 1, dtype=guide.dtype, device=guide.device)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    weights = weights / weights.sum()
-    for axis in (-1, -2):  # shifts and no convolution, which may take TF32 on a GPU
-        size = guide.shape[axis]
-        places = torch.arange(-reach, size + reach, device=guide.device).clamp(0, size - 1)
-        padded = guide.index_select(axis, places)
-        guide = torch.zeros_like(guide)
-        for shift in range(len(weights)):
-            guide = guide + weights[shift] * padded.narrow(axis, shift, size)
-    return guide
+    return blur(maps, sigma, truncate=3.0)

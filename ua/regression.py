@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ua import degrade
 from ua.averages import are_features, second_differences
-from ua.features import blur
+from ua.filters import blur
 
 WINDOWS = (2.0, 4.0)  # standard deviation in pixels of the Gaussian windows of means and deviations
 SLOPES = (1.0, 2.0)  # of the Gaussians whose derivatives are taken

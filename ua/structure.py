@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ua import degrade, features
+from ua import degrade, filters
 
 SLOPE_SIGMA = 1.0  # pixels, of the Gaussian whose derivatives are the gradients
 # Added to the sum of the eigenvalues, squared guide units per pixel: slopes far below 1/255 per pixel are no edge.
@@ -32,8 +32,8 @@ def along_edges(guide: Tensor, grid: tuple[int, int], sigma_x: float, sigma_y: f
     """
     mean = (sigma_x * sigma_y) ** 0.5
     # Gradients per unit of the space in which the Gaussian is round; scales of geometric mean 1 keep FLOOR's meaning.
-    along_x = features.blur(guide, SLOPE_SIGMA, order_x=1) * (sigma_x / mean)
-    along_y = features.blur(guide, SLOPE_SIGMA, order_y=1) * (sigma_y / mean)
+    along_x = filters.blur(guide, SLOPE_SIGMA, order_x=1) * (sigma_x / mean)
+    along_y = filters.blur(guide, SLOPE_SIGMA, order_y=1) * (sigma_y / mean)
     products = torch.stack([(a * b).sum(1) for a, b in ((along_x, along_x), (along_x, along_y), (along_y, along_y))], 1)
     xx, xy, yy = degrade.area(products, grid)[0].unbind(1)
     coherence = torch.hypot(xx - yy, 2 * xy) / (xx + yy + FLOOR)

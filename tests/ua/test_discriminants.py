@@ -8,7 +8,7 @@ import torch
 import ua
 from ua import discriminants
 from ua.degrade import area
-from ua.features import blur
+from ua.filters import blur
 from ua.refinement import prominence, smooth
 from ua.regression import means_and_deviations
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ua.datasets import embedded
-from ua.features import CHANNELS, GROUPS, ORIENTATIONS, _raw, blur, descriptor_bank
+from ua.features import CHANNELS, GROUPS, ORIENTATIONS, _raw, descriptor_bank
+from ua.filters import blur
 
 
 def channels(name: str) -> slice:

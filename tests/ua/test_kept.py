@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from ua import features, kept, refinement
+from ua import filters, kept, refinement
 from ua.degrade import area
 
 
 def blurred(image):
-    return features.blur(image, 1.5)
+    return filters.blur(image, 1.5)
 
 
 def projected(image):
@@ -77,14 +77,14 @@ def test_filters_in_blocks_are_the_filter():
     """More rows than a block, fewer than the filter reaches, and all borders."""
     for height in (3, 128, 129, 300):
         rows = torch.rand(1, 1, height, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(height))
-        reach = features._reach(3.0)
-        kernel = features._kernel(3.0, 1)
+        reach = 12
+        kernel = filters._kernel(3.0, 1, reach)
         places = (torch.arange(height)[:, None] + torch.arange(-reach, reach + 1)).clamp(0, height - 1)
         expected = torch.einsum("hk,bchkw->bchw", kernel.expand(height, -1), rows[:, :, places])
-        torch.testing.assert_close(features._filtered_rows(rows, 3.0, 1), expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(filters._filtered_rows(rows, 3.0, 1, reach), expected, rtol=1e-12, atol=1e-14)
 
 
 def forget(monkeypatch):
     """Every kept function as if the process had just begun."""
-    for module, name in ((features, "_filter_matrix"), (refinement, "interpolation_weights")):
+    for module, name in ((filters, "_filter_matrix"), (refinement, "interpolation_weights")):
         monkeypatch.setattr(module, name, kept.kept(getattr(module, name).__wrapped__))

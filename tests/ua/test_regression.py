@@ -6,7 +6,7 @@ import torch
 import ua
 from ua import regression
 from ua.degrade import area
-from ua.features import blur
+from ua.filters import blur
 
 
 def image(height=96, width=128, batch=1, seed=0):
