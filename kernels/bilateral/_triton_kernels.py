@@ -78,10 +78,10 @@ def load_rows(p_rows, i_row, mask, N: tl.constexpr):
 
 @triton.jit
 def keys_of(
-    p_keys, p_table, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots,
+    p_keys, p_table, p_valid, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots,
     G: tl.constexpr, BK: tl.constexpr,
 ):
-    """Keys [BK] from the list of a cell's class: mask, flat index, x and y from the cell's centre, 5 + G values."""
+    """Keys [BK] from the list of a cell's class: which count, flat index, x and y from its centre, 5 + G values."""
     place = first + tl.arange(0, BK)
     m_key = place < count
     packed = tl.load(p_keys + i_class * n_slots + place, mask=m_key, other=PACKED_ZERO)
@@ -89,7 +89,10 @@ def keys_of(
     i_key = (i_row + dy) * n_cols + i_col + dx
     k_x = dx.to(tl.float32) * (width.to(tl.float32) / n_cols.to(tl.float32))
     k_y = dy.to(tl.float32) * (height.to(tl.float32) / n_rows.to(tl.float32))
-    return m_key, i_key, k_x, k_y, load_rows(p_table, i_key, m_key, 5 + G)
+    values = load_rows(p_table, i_key, m_key, 5 + G)
+    if p_valid is not None:
+        m_key = m_key & (tl.load(p_valid + i_key, mask=m_key, other=0) != 0)
+    return m_key, i_key, k_x, k_y, values
 
 
 @triton.jit
@@ -168,6 +171,41 @@ def radius_at(p_reach, o_pixel, m_pixel, n_rows, n_cols, height, width, n_radii)
     return tl.minimum(tl.maximum(reach, 1.0), tl.maximum(n_radii - 1, 1).to(tl.float32)).to(tl.int32)
 
 
+@triton.jit
+def spread(block, LAST: tl.constexpr):
+    """[N] -> [1, N] or, if not LAST, [N, 1]."""
+    return block[None, :] if LAST else block[:, None]
+
+
+@triton.jit
+def scores_of(
+    p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius,
+    n_rows, n_cols, height, width, n_slots,
+    G: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr, BY_PIXEL: tl.constexpr = False,
+):
+    """Scores [BK, BP] of a block of keys, or [BP, BK] if BY_PIXEL, and what they were made of.
+
+    Neighbouring threads have neighbours of the last axis, and each some places of the first: what it loads of a key
+    serves all its pixels if BY_PIXEL, else what it loads of a pixel all its keys.
+    """
+    m_key, i_key, k_x, k_y, values = keys_of(
+        p_keys, p_table, p_valid, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots, G, BK
+    )
+    place, of_keys = first + tl.arange(0, BK), spread(m_key, BY_PIXEL)
+    if VARIES:
+        bias = bias_of(p_copies, spread(radius, not BY_PIXEL), spread(place, BY_PIXEL), of_keys, n_slots)
+    else:
+        bias = spread(bias_of(p_copies, radius, place, m_key, n_slots), BY_PIXEL)
+    x, y = spread(b_x, not BY_PIXEL), spread(b_y, not BY_PIXEL)
+    if BY_PIXEL:
+        distance = colour_distance(column(colours), line(values), G)
+        score = score_of(x, y, line(factors_at_zero(k_x, k_y, values)), distance, line(values), bias)
+    else:
+        distance = colour_distance(line(colours), column(values), G)
+        score = score_of(x, y, column(factors_at_zero(k_x, k_y, values)), distance, column(values), bias)
+    return score, m_key, i_key, k_x, k_y, distance, values
+
+
 # --- forward
 
 
@@ -184,19 +222,11 @@ def softmax_loop(
     for _n in tl.static_range(C):
         mixed = mixed + (tl.zeros([BP], tl.float32),)
     for first in range(0, count, BK):
-        m_key, i_key, k_x, k_y, values = keys_of(
-            p_keys, p_table, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots, G, BK
+        pairs = scores_of(
+            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius,
+            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
         )
-        if p_valid is not None:
-            m_key = m_key & (tl.load(p_valid + i_key, mask=m_key, other=0) != 0)
-        place = first + tl.arange(0, BK)
-        if VARIES:
-            bias = bias_of(p_copies, radius[None, :], place[:, None], m_key[:, None], n_slots)  # [BK, BP]
-        else:
-            bias = bias_of(p_copies, radius, place, m_key, n_slots)[:, None]  # [BK, 1]
-        distance = colour_distance(line(colours), column(values), G)
-        at_zero = column(factors_at_zero(k_x, k_y, values))
-        score = score_of(b_x[None, :], b_y[None, :], at_zero, distance, column(values), bias)  # [BK, BP]
+        score, m_key, i_key = pairs[0], pairs[1], pairs[2]  # [BK, BP], [BK], [BK]
         higher = tl.maximum(peak, tl.max(score, 0))
         # Where no key has counted yet, -inf - -inf would be NaN.
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
@@ -289,53 +319,6 @@ def softmax_kernel(
 
 
 @triton.jit
-def weights_of(
-    p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-    n_rows, n_cols, height, width, n_slots, G: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr,
-):
-    """Normalised weights [BK, BP] of a block of keys from the log-sum-exp (inf: none), and what they were made of."""
-    m_key, i_key, k_x, k_y, values = keys_of(
-        p_keys, p_table, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots, G, BK
-    )
-    if p_valid is not None:
-        m_key = m_key & (tl.load(p_valid + i_key, mask=m_key, other=0) != 0)
-    place = first + tl.arange(0, BK)
-    if VARIES:
-        bias = bias_of(p_copies, radius[None, :], place[:, None], m_key[:, None], n_slots)  # [BK, BP]
-    else:
-        bias = bias_of(p_copies, radius, place, m_key, n_slots)[:, None]  # [BK, 1]
-    distance = colour_distance(line(colours), column(values), G)
-    at_zero = column(factors_at_zero(k_x, k_y, values))
-    score = score_of(b_x[None, :], b_y[None, :], at_zero, distance, column(values), bias)
-    return tl.exp2(score - lse[None, :]), m_key, i_key, k_x, k_y, distance, values
-
-
-@triton.jit
-def weights_by_pixel(
-    p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-    n_rows, n_cols, height, width, n_slots, G: tl.constexpr, BK: tl.constexpr, VARIES: tl.constexpr,
-):
-    """The same weights the other way round, [BP, BK], and the keys: mask and flat index.
-
-    Neighbouring threads have neighbouring keys, and each some pixels: what it loads of its key serves all of them.
-    """
-    m_key, i_key, k_x, k_y, values = keys_of(
-        p_keys, p_table, i_class, i_row, i_col, first, count, n_rows, n_cols, height, width, n_slots, G, BK
-    )
-    if p_valid is not None:
-        m_key = m_key & (tl.load(p_valid + i_key, mask=m_key, other=0) != 0)
-    place = first + tl.arange(0, BK)
-    if VARIES:
-        bias = bias_of(p_copies, radius[:, None], place[None, :], m_key[None, :], n_slots)  # [BP, BK]
-    else:
-        bias = bias_of(p_copies, radius, place, m_key, n_slots)[None, :]  # [1, BK]
-    distance = colour_distance(column(colours), line(values), G)
-    at_zero = line(factors_at_zero(k_x, k_y, values))
-    score = score_of(b_x[:, None], b_y[:, None], at_zero, distance, line(values), bias)
-    return tl.exp2(score - lse[:, None]), m_key, i_key
-
-
-@triton.jit
 def load_lse(p_lse, o_pixel, m_pixel):
     """Log-sum-exp of pixels [BP]; inf, which gives no weight, where there is no pixel or no key reaches it."""
     lse = tl.load(p_lse + o_pixel, mask=m_pixel, other=float("inf"))
@@ -383,11 +366,12 @@ def mix_kernel(
         mixed = mixed + (tl.zeros([BC, BP], tl.float32),)
     channel = tl.program_id(1) * (NC * BC) + tl.arange(0, BC)
     for first in range(0, count, BK):
-        weight, m_key, i_key = weights_by_pixel(
-            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
-            n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
+        pairs = scores_of(
+            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius,
+            n_rows, n_cols, height, width, n_slots, G, BK, VARIES, BY_PIXEL=True,
         )
-        weight = weight.to(p_signal.dtype.element_ty)
+        m_key, i_key = pairs[1], pairs[2]
+        weight = tl.exp2(pairs[0] - lse[:, None]).to(p_signal.dtype.element_ty)  # [BP, BK]
         grown = ()
         for n in tl.static_range(NC):
             p_rows = p_signal + i_key[:, None] * row_length + channel[None, :] + n * BC
@@ -461,11 +445,11 @@ def delta_kernel(
 
     delta = tl.zeros([BP], tl.float32)
     for first in range(0, count, BK):
-        pairs = weights_of(
-            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+        pairs = scores_of(
+            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius,
             n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
         )
-        weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
+        weight, m_key, i_key = tl.exp2(pairs[0] - lse[None, :]), pairs[1], pairs[2]
         agreement = agreement_of(
             p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, row_length, BK, BP, BC, PRECISION
         )
@@ -476,11 +460,11 @@ def delta_kernel(
         for _n in tl.static_range(G):
             d_guide = d_guide + (tl.zeros([BP], tl.float32),)
         for first in range(0, count, BK):
-            pairs = weights_of(
-                p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+            pairs = scores_of(
+                p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius,
                 n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
             )
-            weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
+            weight, m_key, i_key = tl.exp2(pairs[0] - lse[None, :]), pairs[1], pairs[2]
             agreement = agreement_of(
                 p_signal, p_d_out, i_key, m_key, o_pixel, m_reached, n_pixels, n_channels, row_length,
                 BK, BP, BC, PRECISION,
@@ -538,11 +522,11 @@ def moments_kernel(
             radius = tl.minimum(tl.load(p_row + o_pixel, mask=m_pixel, other=0), n_radii - 1)
         else:
             radius = n_radii - 1
-        pairs = weights_of(
-            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius, lse,
+        pairs = scores_of(
+            p_keys, p_table, p_valid, p_copies, i_class, i_row, i_col, first, count, b_x, b_y, colours, radius,
             n_rows, n_cols, height, width, n_slots, G, BK, VARIES,
         )
-        weight, m_key, i_key = pairs[0], pairs[1], pairs[2]
+        weight, m_key, i_key = tl.exp2(pairs[0] - lse[None, :]), pairs[1], pairs[2]
         agreement = agreement_of(
             p_signal, p_d_out, i_key, m_key, o_pixel, lse < float("inf"), n_pixels, n_channels, row_length,
             BK, BP, BC, PRECISION,
@@ -598,7 +582,7 @@ def fit_moments_kernel(
     p_delta += i_batch * n_pixels
     p_lse += i_batch * n_pixels
     m_key, i_key, k_x, k_y, values = keys_of(
-        p_keys, p_table + i_batch * (5 + G) * n_cells, i_class, i_row, i_col, first, count,
+        p_keys, p_table + i_batch * (5 + G) * n_cells, None, i_class, i_row, i_col, first, count,
         n_rows, n_cols, height, width, n_slots, G, BK,
     )
     at_zero = line(factors_at_zero(k_x, k_y, values))
