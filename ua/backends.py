@@ -9,6 +9,7 @@ from torch import Tensor
 from ua import plugins
 
 BILATERAL, DIFFUSION, ASSIGNMENT = "kernels.bilateral", "kernels.diffusion", "kernels.assignment"
+LEAVE_ONE_OUT = "kernels.leave_one_out"
 # Fastest first, by the kind of device that holds the guide; "torch" takes whatever the others refuse.
 AUTO = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
 

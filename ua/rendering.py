@@ -138,7 +138,7 @@ def _render_values(
     if trend is not None:
         signal = signal - trend.low
     if adapt:
-        gaussians = adapted(signal, guide, gaussians, valid, config, averages)
+        gaussians = adapted(signal, guide, gaussians, valid, config, averages, backend)
     out = _mixed(signal, guide, gaussians, valid, config, backend)
     if refines(config):
         out = refine(out, signal, guide, valid, config, averages, backend)
@@ -190,7 +190,13 @@ def _mixed(
 
 
 def adapted(
-    signal: Tensor, guide: Tensor, gaussians: Gaussians, valid: Tensor | None, config: FitConfig, averages: Tensor
+    signal: Tensor,
+    guide: Tensor,
+    gaussians: Gaussians,
+    valid: Tensor | None,
+    config: FitConfig,
+    averages: Tensor,
+    backend: str,
 ) -> Gaussians:
     """The Gaussians for this signal: those given, or, of averages, what `config.leave_one_out` steps make of them.
 
@@ -208,6 +214,7 @@ def adapted(
         scale=(guide.shape[-2] / grid[0], guide.shape[-1] / grid[1]),
         radius=max(1, config.radius),
         steps=config.leave_one_out,
+        backend=backend,
     )
     kinds = averages.to(guide.device)[:, None, None]
     return Gaussians(*(torch.where(kinds, *pair) for pair in zip(found, gaussians, strict=True)))

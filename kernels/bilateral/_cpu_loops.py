@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from kernels._cpu_borrow import borrow
+from kernels._cpu_exp2 import bits_of_float, exp2, ordered
 
 TILE = 256
 VECTOR = 8  # float32 that most processors of today take at once
@@ -33,13 +30,8 @@ CUT = np.float32(24)
 NEGLIGIBLE = np.float32(2.0**-24)
 # Exponentials are taken relative to a reference that lies near the best score. This much above it, it is moved.
 TOO_LARGE = np.float32(2.0**60)
-LARGEST_EXPONENT = np.float32(100)
-# Beyond any weight that matters, and far from denormal numbers, which processors handle slowly.
-SMALLEST_EXPONENT = np.float32(-64)
 LOWEST = np.float32(-1e30)
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
-# 2^f on [-.5, .5], relative error 1.5e-7 in float32: minimax, then the best of the float32 neighbours.
-E0, E1, E2, E3, E4, E5 = (np.float32(c) for c in (1.0, 0.693147, 0.24022245, 0.05550722, 0.009671353, 0.0013264851))
 
 # Rows of `pixels`; the guide's channels follow from COLOUR on, filled up with zeros to a multiple of 3. EXTRA is the
 # part of the colour distance that channels after the third add, and stays 0 without such.
@@ -60,36 +52,6 @@ Problem = namedtuple(
 Work = namedtuple("Work", "pixels box keys bias ring slots cells places distances weights")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
-# The same, but sums stay in the order in which they are written: where reordering would lose digits.
-ordered = numba.njit(nogil=True, fastmath={"nnan", "ninf", "nsz", "arcp", "contract"}, error_model="numpy", cache=True)
-
-
-@intrinsic
-def _float_from_bits(typing_context: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-@intrinsic
-def _bits_of_float(typing_context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.int32(types.float32), generate
-
-
-@ordered
-def exp2(x):
-    """2^x of a float32 in [-64, 100]: polynomial for the fraction, exponent bits for the integer part."""
-    x = min(max(x, SMALLEST_EXPONENT), LARGEST_EXPONENT)
-    # Positive before the conversion, so that cutting off rounds to the nearest; a floor would cost more than all the
-    # rest.
-    shifted = np.int32(x - SMALLEST_EXPONENT + HALF)
-    f = x - (np.float32(shifted) + SMALLEST_EXPONENT)
-    power = ((((E5 * f + E4) * f + E3) * f + E2) * f + E1) * f + E0
-    return power * _float_from_bits((shifted + np.int32(127 - 64)) << np.int32(23))
 
 
 def make_work(channels: int, candidates: int, max_radius: int) -> Work:
@@ -339,7 +301,7 @@ def _add_rows(pixels, n, weights, first, last):
 def _lowest_total(pixels, n):
     """Lower bound, over the pixels, of the log2 of the sum of weights so far; smallest sum relative to REFERENCE."""
     for p in range(n):
-        exponent = (_bits_of_float(pixels[TOTAL, p]) >> np.int32(23)) - np.int32(127)
+        exponent = (bits_of_float(pixels[TOTAL, p]) >> np.int32(23)) - np.int32(127)
         pixels[MEAN, p] = pixels[REFERENCE, p] + np.float32(exponent)
     return _smallest(pixels, MEAN, ONE, n), _smallest(pixels, TOTAL, ONE, n)
 

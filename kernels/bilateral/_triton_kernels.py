@@ -18,10 +18,11 @@ What a kernel computes for a pair of pixel p and key q, with d = p - mu_q:
 import triton
 import triton.language as tl
 
+from kernels._triton_turn import PI, cos_and_sin
+
 # Globals that kernels read must be constexpr; write them last in a product, as Triton's interpreter needs.
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-PI = tl.constexpr(3.141592653589793)
 PACKED_ZERO = tl.constexpr(128 << 8 | 128)
 # Sizes differ from image to image: one compiled kernel serves all. And none must be known to be a multiple of anything:
 # the hint of `tile_of` is true but for the ends of rows, and words must be read one by one there.
@@ -718,22 +719,9 @@ def step_kernel(
 
 @triton.jit
 def direction(raw):
-    """t = tanh(raw), cos(pi t) and sin(pi t).
-
-    tl.cos reduces angles of any size, for which it needs memory; here |t| <= 1. Polynomials on [-pi / 4, pi / 4] as in
-    Cephes (S. L. Moshier), relative error 1e-7.
-    """
+    """t = tanh(raw), cos(pi t) and sin(pi t)."""
     t = 1 - 2 / (tl.exp(2 * raw) + 1)
-    quarter = tl.floor(2 * t + 0.5)
-    x = (t - quarter / 2) * PI
-    z = x * x
-    sine = x + x * z * (-1.6666654611e-1 + z * (8.3321608736e-3 - z * 1.9515295891e-4))
-    cosine = 1 - z / 2 + z * z * (4.166664568e-2 + z * (-1.388731625e-3 + z * 2.443315712e-5))
-    quadrant = quarter.to(tl.int32) & 3
-    swapped = quadrant % 2 == 1
-    cos, sin = tl.where(swapped, sine, cosine), tl.where(swapped, cosine, sine)
-    cos = tl.where((quadrant == 1) | (quadrant == 2), -cos, cos)
-    sin = tl.where(quadrant >= 2, -sin, sin)
+    cos, sin = cos_and_sin(t)
     return t, cos, sin
 
 

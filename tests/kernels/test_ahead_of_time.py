@@ -18,7 +18,7 @@ from kernels.bilateral._triton_tiles import TILES, Shape, tile_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # In a process of its own: the interpreter, which the tests here run under, replaces the compiler.
-OPERATORS = ("bilateral", "diffusion")
+OPERATORS = ("bilateral", "diffusion", "leave_one_out")
 SCRIPT = (
     f"OPERATORS = {OPERATORS}"
     + """

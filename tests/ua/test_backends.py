@@ -83,11 +83,12 @@ def test_a_backend_of_ones_own_by_dotted_name(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "own_backends").mkdir()
     (tmp_path / "own_backends" / "counting.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    found = ua.upsample(IMAGE, SIGNAL, backend="own_backends.counting", back_projections=0, diffusions=0)
+    mixture = {"back_projections": 0, "diffusions": 0, "leave_one_out": 0}  # of other operators, it is "auto"
+    found = ua.upsample(IMAGE, SIGNAL, backend="own_backends.counting", **mixture)
     from own_backends import counting
 
     assert counting.calls == [1]
-    assert torch.equal(found, ua.upsample(IMAGE, SIGNAL, backend="reference", back_projections=0, diffusions=0))
+    assert torch.equal(found, ua.upsample(IMAGE, SIGNAL, backend="reference", **mixture))
 
 
 # --- the Triton backend through the library, on a GPU or under Triton's interpreter

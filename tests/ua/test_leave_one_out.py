@@ -1,4 +1,4 @@
-"""Gaussians adapted to a signal: the objective against a naive loop, what it helps, and whom it leaves alone."""
+"""Gaussians adapted to a signal: what it helps, and whom it leaves alone. The steps: `tests/kernels`."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ua
+from kernels.leave_one_out import RATE
 from ua import leave_one_out
 from ua.degrade import area
 
@@ -88,7 +89,7 @@ def test_the_first_step_goes_down_the_gradient_of_the_loop():
             changed.append(error(signal, guide_lr, begin._replace(sigma_r=sigma_r), valid))
         slope = float(changed[0] - changed[1]) / 2e-3 * signal.numel() / signal.std(correction=0)
         if abs(slope) > 0.05:
-            assert moved[0, i, j] == pytest.approx(-leave_one_out.RATE * math.copysign(1, slope), rel=0.05)
+            assert moved[0, i, j] == pytest.approx(-RATE * math.copysign(1, slope), rel=0.05)
 
 
 def test_unknown_cells_say_nothing():
@@ -129,9 +130,9 @@ def test_many_channels_are_projected_and_keep_their_distances():
     features = torch.randn(1, 200, 6, 6, generator=torch.Generator().manual_seed(0))
     known = torch.ones(1, 6, 6, dtype=torch.bool)
     few = leave_one_out.normalised(features, known)
-    assert few.shape == (1, leave_one_out.MOST_CHANNELS, 36)
+    assert few.shape == (1, leave_one_out.MOST_CHANNELS, 6, 6)
     exact = torch.cdist(features.flatten(2).mT, features.flatten(2).mT)[0]
-    kept = torch.cdist(few.mT, few.mT)[0]
+    kept = torch.cdist(few.flatten(2).mT, few.flatten(2).mT)[0]
     ratio = (kept / exact)[~torch.eye(36, dtype=torch.bool)]
     assert ratio.std() < 0.3 * ratio.mean()
 
@@ -208,42 +209,13 @@ def test_gaussians_that_somebody_steps_stay_theirs():
     assert own.sigma_r.grad is not None and own.sigma_r.grad.any()
 
 
-def test_the_steps_are_those_of_adam(monkeypatch):
-    """The same objective stepped by torch.optim.Adam: `fit` with one step more and more, against the optimiser."""
-    signal, guide_lr = scene()
-    start = maps(7, 9)
-    ours = [leave_one_out.fit(signal[None], guide_lr[None], start, None, steps=n, **OPTIONS) for n in (1, 2, 3)]
-    gradients = []
-    real = leave_one_out.gradient
-
-    def gradient(*arguments):
-        gradients.append(real(*arguments))
-        return gradients[-1]
-
-    monkeypatch.setattr(leave_one_out, "gradient", gradient)
-    leave_one_out.fit(signal[None], guide_lr[None], start, None, steps=3, **OPTIONS)
-    raw = (leave_one_out.WIDER * start.sigma_r).log().requires_grad_()
-    optimiser = torch.optim.Adam([raw], lr=leave_one_out.RATE, eps=leave_one_out.EPSILON)
-    for gradient, found in zip(gradients, ours, strict=True):
-        raw.grad = gradient[3].view(1, 7, 9)
-        optimiser.step()
-        torch.testing.assert_close(found.sigma_r.log(), raw.detach(), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("radius", [1, 2, 3])
-def test_the_gradient_is_that_of_the_objective(radius):
-    """Against autograd in float64, with holes, borders, unequal scales, and an image without a range term."""
-    random = torch.Generator().manual_seed(radius)
-    signal, guide_lr = torch.rand(2, 5, 6, 7, generator=random), torch.rand(2, 3, 6, 7, generator=random)
-    known = torch.rand(2, 6, 7, generator=random) < 0.7
-    problem = leave_one_out.problem_of(signal, guide_lr, known, (8.0, 4.0), radius)
-    problem = leave_one_out.Problem(*(part.double() if part.is_floating_point() else part for part in problem))
-    initial = torch.rand(4, 2, 42, generator=random, dtype=torch.float64) + torch.tensor([1.5, 1, -0.5, -1.5]).view(
-        4, 1, 1
-    )
-    initial[3, 1] = math.inf
-    raw = (initial + 0.2 * torch.randn(4, 2, 42, generator=random, dtype=torch.float64)).requires_grad_()
-    (expected,) = torch.autograd.grad(leave_one_out.objective(raw, initial, problem), raw)
-    found = leave_one_out.gradient(raw.detach(), initial, problem)
-    assert expected[:3].abs().amax((1, 2)).min() > 1e-3 and expected[3, 0].abs().max() > 1e-3
-    torch.testing.assert_close(found, expected.nan_to_num(0), rtol=1e-9, atol=1e-12)
+def test_which_images_have_something_to_predict():
+    known = torch.zeros(6, 4, 5, dtype=torch.bool)
+    pairs = [((0, 0), (0, 1)), ((0, 0), (1, 1)), ((3, 4), (1, 4)), ((2, 3), (3, 1)), ((0, 0), (3, 4)), ((2, 2), (2, 2))]
+    for image, cells in enumerate(pairs):
+        for row, col in cells:
+            known[image, row, col] = True
+    found = [leave_one_out.can_predict(known, radius).tolist() for radius in (1, 2, 3)]
+    assert found[0] == [True, False, False, False, False, False]
+    assert found[1] == [True, True, True, False, False, False]
+    assert found[2] == [True, True, True, True, False, False]
