@@ -19,9 +19,9 @@ from torch import Tensor
 
 import ua
 from kernels.geometry import Factors, Support, disc_offsets, owner_starts
-from ua import plugins
+from ua import leave_one_out, plugins
 from ua.degrade import area, one_hot
-from ua.refinement import AVERAGE_SHARE, BALANCES, RATE, conductances
+from ua.refinement import AVERAGE_SHARE, BALANCES, PREDICTION_STEPS, RATE, conductances
 from ua.rendering import support, to_grid
 
 GUIDE_CHANNELS = 3
@@ -29,7 +29,9 @@ CLASSES = 21  # of labels, as VOC has
 # Of the synthetic image: `ua.prefilters` finds noise of .035 and .0075 in it (224 pixels), in photographs .001 to .005.
 GRAIN, LITTLE_GRAIN = 0.1, 0.02
 MAPS = 4  # of an anisotropic Gaussian; the operator itself takes five, `Factors`
-PACKAGES = {"diffuse": "kernels.diffusion", "assign": "kernels.assignment"}  # of others, kernels.bilateral
+# Of others, kernels.bilateral.
+PACKAGES = {"diffuse": "kernels.diffusion", "assign": "kernels.assignment", "leave_one_out": "kernels.leave_one_out"}
+DENSE = ("reference", "torch.compile")  # not measured where there is no need of a graph compiler, or of dense matrices
 BACKEND_MODULES = {"torch.compile": "experiments._torch_compile"}  # others have the name of their backend
 
 
@@ -182,11 +184,20 @@ def prepare_end_to_end(problem: Problem) -> Callable[[], Tensor]:
 def prepare_default(problem: Problem) -> Callable[[], Tensor]:
     """Image and signal in, output out, with the preset "default" whatever the preset of the case.
 
-    The image has so little grain that "default" leaves it as it is; its signal counts as a prediction, the dearer kind.
+    The image has so little grain that "default" leaves it as it is; its signal counts as a prediction.
     """
+    return _prepare_library(problem, "auto")
+
+
+def prepare_default_average(problem: Problem) -> Callable[[], Tensor]:
+    """The same of a signal that is said to be an average: with leave-one-out, and half the steps of diffusion."""
+    return _prepare_library(problem, "average")
+
+
+def _prepare_library(problem: Problem, signal_is: str) -> Callable[[], Tensor]:
     case, backend = problem.case, module_name(problem.case.backend)
     image = synthetic_image(case.size, LITTLE_GRAIN).repeat(case.batch, 1, 1, 1).to(case.device)
-    return lambda: ua.upsample(image, problem.signal, preset="default", backend=backend)
+    return lambda: ua.upsample(image, problem.signal, preset="default", backend=backend, signal_is=signal_is)
 
 
 def prepare_default_noisy(problem: Problem) -> Callable[[], Tensor]:
@@ -220,6 +231,21 @@ def prepare_assign(problem: Problem) -> Callable[[], Tensor]:
     scores = torch.nn.functional.interpolate(shares, (case.size, case.size), mode="bilinear")
     backend = plugins.find("kernels.assignment", module_name(case.backend))
     return lambda: backend.assign(scores, shares, balances=BALANCES)
+
+
+def prepare_leave_one_out(problem: Problem) -> Callable[[], Tensor]:
+    """Its steps alone, as the preset "default" has them, from the Gaussians that this starts from."""
+    case, config = problem.case, ua.preset("default")
+    known = torch.ones(case.batch, *case.grid, dtype=torch.bool, device=problem.guide.device)
+    values = leave_one_out.normalised(problem.signal, known).to(problem.guide)
+    scale = case.size / case.cells
+    start = [config.sigma * scale, config.sigma * scale, 1.0, leave_one_out.WIDER * config.sigma_r]
+    raw = torch.tensor(start).log().view(4, 1, 1, 1).repeat(1, case.batch, *case.grid).to(problem.guide)
+    raw[0] += leave_one_out.TURN * torch.randn(case.grid, generator=torch.Generator().manual_seed(0)).to(raw)
+    colours = to_grid(plugins.find("ua.guides", config.guide).transform(problem.image), case.grid, config.guide_lr)
+    backend = plugins.find("kernels.leave_one_out", module_name(case.backend))
+    options: dict[str, Any] = {"scale": (scale, scale), "radius": min(config.radius, leave_one_out.MOST_RADIUS)}
+    return lambda: backend.fit(values, colours.to(values), known, raw, steps=config.leave_one_out, **options)
 
 
 def prepare_authors(problem: Problem, folder: str) -> Callable[[], Tensor]:
@@ -315,13 +341,20 @@ def step_bytes(case: Case) -> float:
 
 
 def default_flops(case: Case) -> float:
-    """A render with its radius, and the diffusion.
+    """A render with its radius, and the diffusion of a prediction, of twice as many steps.
 
-    Guide, prefilter and leave-one-out, which do not grow with the channels, and the back-projection are left out.
+    Guide, prefilter and regression are left out.
     """
-    config = ua.preset("default")
-    mixing = pairs(case, config.radius) * (15 + 3 * GUIDE_CHANNELS + 2 * case.channels)
-    return mixing + diffuse_flops(case)
+    return _mixing_flops(case) + PREDICTION_STEPS * diffuse_flops(case)
+
+
+def default_average_flops(case: Case) -> float:
+    """A render with its radius, leave-one-out and the diffusion of an average; the back-projection is left out, too."""
+    return _mixing_flops(case) + leave_one_out_flops(case) + diffuse_flops(case)
+
+
+def _mixing_flops(case: Case) -> float:
+    return pairs(case, ua.preset("default").radius) * (15 + 3 * GUIDE_CHANNELS + 2 * case.channels)
 
 
 def diffuse_flops(case: Case) -> float:
@@ -332,6 +365,23 @@ def diffuse_flops(case: Case) -> float:
 def diffuse_bytes(case: Case) -> float:
     """Start and output, once each, as if all steps were made in a cache; two maps of conductances; the signal."""
     return 2 * case.output_bytes() + 2 * 4 * case.batch * case.size**2 + case.signal_bytes()
+
+
+def leave_one_out_flops(case: Case) -> float:
+    """Steps x pairs of cells x (37 + 4 C), C the channels after projection.
+
+    Score 12: u and v 6, their squares and the colour term 6. Softmax 4. Mixing 2 C, by weight 2 C, its mean 2, by score
+    2. For the source u and v again 6, and four sums 11. Colour distances are made once, and left out.
+    """
+    config = ua.preset("default")
+    channels = min(case.channels, leave_one_out.MOST_CHANNELS)
+    neighbours = len(disc_offsets(min(config.radius, leave_one_out.MOST_RADIUS))) - 1
+    return config.leave_one_out * case.batch * case.cells**2 * neighbours * (37 + 4 * channels)
+
+
+def leave_one_out_bytes(case: Case) -> float:
+    """Values, colours and the start are read, four maps written."""
+    return case.map_bytes(min(case.channels, leave_one_out.MOST_CHANNELS) + GUIDE_CHANNELS + 2 * MAPS)
 
 
 def assign_flops(case: Case) -> float:
@@ -360,14 +410,18 @@ OPERATORS = {
     "fit_step": Operator(prepare_fit, step_bytes, step_flops, whole_call=True),
     "render": Operator(prepare_render, render_bytes, render_flops),
     "render_backward": Operator(prepare_render_backward, backward_bytes, backward_flops),
-    "default": Operator(
-        prepare_default, render_bytes, default_flops, whole_call=True, not_by=("reference", "torch.compile")
+    "default": Operator(prepare_default, render_bytes, default_flops, whole_call=True, not_by=DENSE),
+    "default_noisy": Operator(prepare_default_noisy, render_bytes, default_flops, whole_call=True, not_by=DENSE),
+    "default_average": Operator(
+        prepare_default_average,
+        render_bytes,
+        default_average_flops,
+        whole_call=True,
+        not_by=DENSE,
     ),
-    "default_noisy": Operator(
-        prepare_default_noisy, render_bytes, default_flops, whole_call=True, not_by=("reference", "torch.compile")
-    ),
-    "diffuse": Operator(prepare_diffuse, diffuse_bytes, diffuse_flops, not_by=("reference", "torch.compile")),
-    "assign": Operator(prepare_assign, assign_bytes, assign_flops, not_by=("reference", "torch.compile")),
+    "leave_one_out": Operator(prepare_leave_one_out, leave_one_out_bytes, leave_one_out_flops, not_by=DENSE),
+    "diffuse": Operator(prepare_diffuse, diffuse_bytes, diffuse_flops, not_by=DENSE),
+    "assign": Operator(prepare_assign, assign_bytes, assign_flops, not_by=DENSE),
 }
 
 
