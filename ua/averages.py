@@ -7,6 +7,7 @@ bring all of that back.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -52,8 +53,7 @@ def averages_truth(signal: Tensor, valid: Tensor | None = None) -> Tensor:
     Returns:
         bool (B,).
     """
-    known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
-    decisions = [_averages_truth(values, mask) for values, mask in zip(signal.detach(), known, strict=True)]
+    decisions = [_averages_truth(*one) for one in _each(signal, valid)]
     return torch.tensor(decisions, dtype=torch.bool)
 
 
@@ -62,10 +62,15 @@ def mixes_labels(signal: Tensor, valid: Tensor | None = None) -> Tensor:
 
     valid: bool (B, h, w), the cells that count. Returns bool (B,).
     """
-    known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
-    cells = (values[:, mask].float() for values, mask in zip(signal.detach(), known, strict=True))
+    cells = (values[:, known].float() for values, known in _each(signal, valid))
     decisions = [_probabilities(some) and nothing_share(some) >= NOTHING_SHARE for some in cells]
     return torch.tensor(decisions, dtype=torch.bool)
+
+
+def _each(signal: Tensor, valid: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each signal (C, h, w) and its known cells (h, w), on the CPU: one copy is sooner there than each number back."""
+    known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
+    return zip(signal.detach().cpu(), known.cpu(), strict=True)
 
 
 def are_probabilities(signal: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -6,11 +6,17 @@ probabilities themselves say which. So linear discriminants (Fisher 1936; one co
 window) are learned from the LR probabilities of this one image, and what they say of the pixels of a cell, beyond what
 they say of the cell, is added to the logarithms. Unlike a colour model of a whole image (GrabCut, Rother et al. 2004)
 they are local, and have no part in the mean logarithm of a cell, only in how it is spread over the pixels.
+
+How far colours are to be believed, a map tells itself: by how well they foretell a cell's classes beside those of its
+neighbours, a conditional logistic model of one parameter (`_trust`).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ua import degrade
@@ -25,6 +31,8 @@ RIDGE = 3e-4  # on the diagonal of the covariance, squared guide units; 1e-4 is 
 # What cells are followed by grows with this power of how much of the map the guide confirms: so much of the lesser
 # prominence where it confirms all. Powers of 2 to 4, each about 1 at .7, are as good; without, noisy maps are worse.
 CONFIRMED, POWER = 3.0, 3
+MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.5, other maps 1; 5 is as good
+NEWTON = 5  # steps of a concave problem of one unknown; four digits after 4
 PRIOR = 0.02  # cells of every class that are added, with the mean of all: a class that is hardly there has about that
 
 
@@ -43,8 +51,8 @@ def to_probabilities(logarithms: Tensor) -> Tensor:
     return torch.where(nothing, 1 / logarithms.shape[1], found) if bool(nothing.any()) else found
 
 
-def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The discriminants at the pixels less their average over the cells around: to be added to logarithms.
+def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What discriminants say of the pixels beyond what they say of cells, to be added to logarithms; and their trust.
 
     With f the guide's channels and their deviations (2 G maps), mu_c the mean of f over the cells around, weighted by
     class c, and S the covariance of f within classes (that within cells counts in full):
@@ -55,20 +63,25 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
         guide: (B, G, H, W).
         valid: bool (B, h, w), the cells to learn from; None: all.
 
+    The discriminants at the pixels, less their average over the cells around, times the trust (`_trust`).
+
     Returns:
-        (B, C, H, W) in the dtype of the guide, without gradient; sums of 0 over the classes.
+        (B, C, H, W), sums of 0 over the classes, and the trust, (B, 1, 1, 1), in [1, `MOST_TRUST`]; both in the dtype
+        of the guide, without gradient.
     """
     with torch.no_grad():
         centred = guide - guide.mean((2, 3), keepdim=True)
         # Means of windows would find as much, but look across borders, and shift those of clean edges.
         _, deviations = means_and_deviations(centred, WITHIN)
         maps = torch.cat([centred, deviations], 1)
-        slopes, offsets = _discriminants(probabilities, maps, valid)
+        slopes, offsets, left_out = _discriminants(probabilities, maps, valid)
         found = _at_pixels(offsets, maps)
         for slope, hr_map in zip(slopes.unbind(2), maps.split(1, 1), strict=True):
             found.addcmul_(_at_pixels(slope, maps), hr_map)
         found -= found.mean(1, keepdim=True)
-        return found.sub_(_at_pixels(averages(found, probabilities), maps))
+        found.sub_(_at_pixels(averages(found, probabilities), maps))
+        trust = _trust(left_out, probabilities, valid).to(found.dtype)
+        return found.mul_(trust), trust
 
 
 def followed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> Tensor:
@@ -90,13 +103,46 @@ def followed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> Tens
         return CONFIRMED * confirmed**POWER * lesser
 
 
+def _trust(evidence: Tensor, probabilities: Tensor, valid: Tensor | None) -> Tensor:
+    """How many times over colours are to be believed, (B, 1, 1, 1), in [1, `MOST_TRUST`].
+
+    The most likely t of p(c) ~ n(c) exp(t L_c), p the classes of a cell, n the mean of its four neighbours, L the
+    evidence (B, C, h, w) of its colours, under a Gaussian around 1 of deviation 1 (a conditional logit, McFadden 1974,
+    by Newton's steps). Networks' maps are smooth, so that neighbours foretell a cell and t would be below 1; it is
+    above where objects are as thin as cells and colours tell them apart.
+    """
+    known = torch.ones_like(probabilities[:, :1]) if valid is None else valid[:, None]
+    known, evidence = known.double(), evidence.double()
+    shares = probabilities.double().masked_fill(known == 0, 0)
+    count = _sum_of_neighbours(known)
+    prior = to_logarithms(_sum_of_neighbours(shares) / count.clamp_min(1))
+    counts = known * (count > 0)
+    trust = torch.ones_like(evidence[:, :1, :1, :1])
+    for _ in range(NEWTON):
+        found = (prior + trust * evidence).softmax(1)
+        mean = (found * evidence).sum(1, keepdim=True)
+        slope = (counts * (shares - found) * evidence).sum((1, 2, 3), keepdim=True) + 1 - trust
+        curvature = (counts * found * (evidence - mean).square()).sum((1, 2, 3), keepdim=True) + 1
+        trust = (trust + slope / curvature).clamp(1, MOST_TRUST)
+    return trust
+
+
+def _sum_of_neighbours(lr_maps: Tensor) -> Tensor:
+    """Of the four around every cell; beyond the border there is nothing."""
+    wide = F.pad(lr_maps, (1, 1, 1, 1))
+    return wide[..., 1:-1, 2:] + wide[..., 1:-1, :-2] + wide[..., 2:, 1:-1] + wide[..., :-2, 1:-1]
+
+
 def averages(hr_maps: Tensor, like: Tensor, known: Tensor | None = None) -> Tensor:
     """Of the pixels (B, H, W) that are known over every cell of `like` (B, C, h, w)."""
     return degrade.area(hr_maps, (like.shape[-2], like.shape[-1]), valid=known)[0]
 
 
-def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Slopes (B, C, K, h, w) and offsets (B, C, h, w) for the K maps (B, K, H, W), float64."""
+def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes (B, C, K, h, w) and offsets (B, C, h, w) for the K maps (B, K, H, W), float64.
+
+    And what they would say of each cell, (B, C, h, w), had its own class no part in the means.
+    """
     known = torch.ones_like(probabilities[:, 0]) if valid is None else valid
     weights = known[:, None].double()
     shares = probabilities.double() / probabilities.double().sum(1, keepdim=True).clamp_min(1e-6) * weights
@@ -117,10 +163,20 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
     between = torch.einsum("bchw,bcihw,bcjhw->bijhw", count, plain, plain)
     within = (around(products, number, number) - between) / cells[:, None]
     within = within.permute(0, 3, 4, 1, 2) + RIDGE * torch.eye(number).to(within)
-    by_cell = mean.permute(0, 3, 4, 2, 1)  # [B, h, w, K, C]
+    own = _own_weight() * shares
+    others = (total - own[:, :, None] * means[:, None] + PRIOR * overall) / (count - own + PRIOR)[:, :, None]
+    by_cell = torch.cat([mean, others], 1).permute(0, 3, 4, 2, 1)  # [B, h, w, K, 2 C]
     slopes = torch.linalg.solve(within, by_cell)
-    offsets = -0.5 * (by_cell * slopes).sum(-2)
-    return slopes.permute(0, 4, 3, 1, 2), offsets.permute(0, 3, 1, 2)
+    offsets = (-0.5 * (by_cell * slopes).sum(-2)).permute(0, 3, 1, 2)
+    slopes, slopes_of_others = slopes.permute(0, 4, 3, 1, 2).chunk(2, 1)
+    offsets, offsets_of_others = offsets.chunk(2, 1)
+    return slopes, offsets, offsets_of_others + (slopes_of_others * means[:, None]).sum(2)
+
+
+def _own_weight() -> float:
+    """Of a cell in the middle of its window."""
+    reach = math.ceil(3 * WINDOW)
+    return 1 / sum(math.exp(-0.5 * (offset / WINDOW) ** 2) for offset in range(-reach, reach + 1)) ** 2
 
 
 def _at_pixels(lr_maps: Tensor, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ua import degrade
-from ua.averages import are_features, second_differences
+from ua.averages import are_features
 from ua.filters import blur
 
 WINDOWS = (2.0, 4.0)  # standard deviation in pixels of the Gaussian windows of means and deviations
@@ -76,10 +76,8 @@ def learn(signal: Tensor, guide: Tensor, valid: Tensor | None) -> Trend | None:
     means = degrade.area(maps, grid)[0]
     within = maps - F.interpolate(means, size, mode="bilinear", align_corners=False)
     known = torch.ones_like(signal[:, 0], dtype=torch.bool) if valid is None else valid
-    each = zip(means.detach(), signal, within.detach(), known, features.tolist(), strict=True)
-    weights = torch.stack(
-        [_weights(*image) if wanted else maps.new_zeros(maps.shape[1], signal.shape[1]) for *image, wanted in each]
-    )
+    weights = _weights(means.detach(), signal, within.detach(), known)
+    weights = torch.where(features[:, None, None], weights, 0)
     low = torch.einsum("bkc,bkhw->bchw", weights, degrade.area(within, grid)[0])
     return Trend(within, weights, low.to(signal.dtype))
 
@@ -115,40 +113,57 @@ def means_and_deviations(guide: Tensor, sigma: float) -> list[Tensor]:
 
 
 def _weights(means: Tensor, signal: Tensor, within: Tensor, known: Tensor) -> Tensor:
-    """Of one image: (K, C) in the dtype of the statistics."""
-    # A cell has a row along either axis, and counts once.
-    inputs, outputs = (second_differences(values.double(), known) / 2**0.5 for values in (means, signal))
-    return _ridge(inputs, outputs, within, inputs.shape[1] // 2).to(within.dtype)
+    """(B, K, C) in the dtype of the statistics."""
+    differences, count = _second_differences(torch.cat([means.double(), signal.double()], 1), known)
+    inputs, outputs = differences.split([means.shape[1], signal.shape[1]], 1)
+    return _ridge(inputs, outputs, within, count).to(within.dtype)
 
 
-def _ridge(inputs: Tensor, outputs: Tensor, within: Tensor, count: int) -> Tensor:
-    """Weights (K, C) that predict `outputs` (C, n) from `inputs` (K, n), one ridge for each output.
+def _second_differences(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (B, C, h, w) along both axes, (B, C, n), over the root of 2; 0 where not all three cells are known (B, h, w).
 
-    Least squares plus ridge * w^T V w, V the covariance of the statistics `within` cells (K, H, W), with a little more
-    on its diagonal. The ridge is `CAUTION` times the one by evidence (MacKay, "Bayesian interpolation", 1992), where
-    `count` of the n are independent.
+    And how many cells they tell of, (B,): a cell has a difference along either axis, and counts once.
     """
-    count = max(count, 1)
+    differences, count = [], torch.zeros(len(values), dtype=values.dtype, device=values.device)
+    for maps, there in ((values, known), (values.mT, known.mT)):
+        size = maps.shape[-1] - 2
+        if size < 1:
+            continue
+        first, middle, last = (maps.narrow(-1, start, size) for start in range(3))
+        mask = there[..., :size] & there[..., 1 : size + 1] & there[..., 2:]
+        differences.append((last - 2 * middle + first).masked_fill(~mask[:, None], 0).flatten(2))
+        count = count + mask.flatten(1).sum(1)
+    found = torch.cat(differences, 2) / 2**0.5 if differences else values.new_zeros(*values.shape[:2], 0)
+    return found, (count / 2).floor().clamp_min(1)
+
+
+def _ridge(inputs: Tensor, outputs: Tensor, within: Tensor, count: Tensor) -> Tensor:
+    """Weights (B, K, C) that predict `outputs` (B, C, n) from `inputs` (B, K, n), one ridge for each output.
+
+    Least squares plus ridge * w^T V w, V the covariance of the statistics `within` cells (B, K, H, W), with a little
+    more on its diagonal. The ridge is `CAUTION` times the one by evidence (MacKay, "Bayesian interpolation", 1992),
+    where `count` (B,) of the n are independent.
+    """
     white = _whitening(within)
     inputs = white.mT @ inputs
     values, axes = torch.linalg.eigh(inputs @ inputs.mT)
-    values = values.clamp_min(0)[:, None]
-    products = axes.mT @ (inputs @ outputs.mT)  # [K, C]
-    ridges = count * torch.tensor(RIDGES, dtype=values.dtype, device=values.device)
-    energy = outputs.square().sum(1)
-    left = energy - (products.square() / (values + ridges[:, None, None])).sum(1)  # [ridges, C]
-    left = left.clamp_min(1e-9 * energy.clamp_min(torch.finfo(energy.dtype).tiny))
-    complexity = torch.log1p(values / ridges).sum(0)  # [ridges]
-    likely = (-0.5 * (count * left.log() + complexity[:, None])).softmax(0)
-    ridge = (likely * ridges.log()[:, None]).sum(0).exp()  # the mean, since the likeliest one leaps
+    values = values.clamp_min(0)[..., None]  # [B, K, 1]
+    products = axes.mT @ (inputs @ outputs.mT)  # [B, K, C]
+    ridges = count[:, None] * torch.tensor(RIDGES, dtype=values.dtype, device=values.device)  # [B, ridges]
+    energy = outputs.square().sum(2)
+    left = energy[:, None] - (products.square()[:, None] / (values[:, None] + ridges[..., None, None])).sum(2)
+    left = left.clamp_min(1e-9 * energy.clamp_min(torch.finfo(energy.dtype).tiny)[:, None])  # [B, ridges, C]
+    complexity = torch.log1p(values / ridges[:, None]).sum(1)  # [B, ridges]
+    likely = (-0.5 * (count[:, None, None] * left.log() + complexity[..., None])).softmax(1)
+    ridge = (likely * ridges.log()[..., None]).sum(1, keepdim=True).exp()  # the mean, since the likeliest one leaps
     return white @ (axes @ (products / (values + CAUTION * ridge)))
 
 
 def _whitening(within: Tensor) -> Tensor:
-    """(K, K) that makes statistics (K, H, W) uncorrelated and of variance 1 within cells, float64."""
-    points = within.flatten(1)
-    covariance = (points @ points.mT / points.shape[1]).double()
-    covariance = covariance + LEAST_DEVIATION**2 * torch.eye(len(points)).to(covariance)
-    deviation = covariance.diag().sqrt()
-    values, axes = torch.linalg.eigh(covariance / deviation / deviation[:, None])
-    return axes / values.clamp_min(CONDITION).sqrt() / deviation[:, None]
+    """(B, K, K) that makes statistics (B, K, H, W) uncorrelated and of variance 1 within cells, float64."""
+    points = within.flatten(2)
+    covariance = (points @ points.mT / points.shape[2]).double()
+    covariance = covariance + LEAST_DEVIATION**2 * torch.eye(points.shape[1]).to(covariance)
+    deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    values, axes = torch.linalg.eigh(covariance / deviation[:, None] / deviation[..., None])
+    return axes / values.clamp_min(CONDITION).sqrt()[:, None] / deviation[..., None]

@@ -154,14 +154,16 @@ def _render_classes(
     backend: str,
 ) -> Tensor:
     """Predicted class probabilities: as logarithms, with what discriminants of the guide say within cells."""
-    evidence = discriminants.learn(signal, guide, valid).to(signal.dtype)
+    evidence, trust = discriminants.learn(signal, guide, valid)
+    evidence = evidence.to(signal.dtype)
     logarithms = discriminants.to_logarithms(signal)
     rest = logarithms - discriminants.averages(evidence, signal)
     out = _mixed(rest, guide, gaussians, valid, config, backend) + evidence
     if config.diffusions:  # nothing else refines a prediction
         predictions = torch.zeros(len(signal), dtype=torch.bool)
         follow = discriminants.followed(discriminants.to_probabilities(out.detach()), signal, valid)
-        out = refine(out, logarithms, guide, valid, config, predictions, backend, follow=follow)
+        # Of a guide with so much more contrast, differences smaller by that are edges.
+        out = refine(out, logarithms, trust * guide, valid, config, predictions, backend, follow=follow)
     return discriminants.to_probabilities(out)
 
 

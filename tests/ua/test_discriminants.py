@@ -86,9 +86,53 @@ def test_they_are_the_naive_ones(holes):
     evidence = up(offsets) + sum(up(slopes[:, :, k]) * maps[:, k : k + 1] for k in range(number))
     evidence = evidence - evidence.mean(1, keepdim=True)
     evidence = evidence - up(area(evidence, GRID)[0])
-    found = discriminants.learn(probabilities, guide, valid)
+    found, trust = discriminants.learn(probabilities, guide, valid)
+    assert trust.shape == (1, 1, 1, 1) and not trust.requires_grad
+    found = found / trust
     assert found.shape == (1, 3, *SIZE) and (found - evidence).abs().max() < 1e-8 * evidence.abs().max()
     assert found.sum(1).abs().max() < 1e-8 and not found.requires_grad
+
+
+def walls(contrast):
+    """A guide of bright tiles between dark walls of four pixels, its labels, and the cells of a network."""
+    y, x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
+    labels = ((x + y // 2) % 21 < 4).long()[None]
+    grain = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    return (0.6 - contrast * labels[:, None] + 0.03 * grain).clamp(0, 1), labels
+
+
+def test_colours_are_trusted_where_neighbours_foretell_less():
+    guide, labels = walls(0.3)
+    shares = torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float()
+    probabilities = 0.8 * area(blur(shares, 2.0), GRID)[0] + 0.1
+    trusts = [float(discriminants.learn(probabilities, lab)[1]) for lab in (guide, guide.flip(-1), guide * 0)]
+    assert trusts[0] > 1.5 and trusts[1] < 1.2 and trusts[2] == 1, trusts
+    other, plain = two_colours(0.05)
+    assert float(discriminants.learn(seen(plain), other)[1]) == 1  # neighbours say it all
+
+
+def test_trust_is_the_most_likely_one():
+    generator = torch.Generator().manual_seed(3)
+    evidence = torch.randn(2, 3, *GRID, generator=generator, dtype=torch.float64)
+    valid = torch.rand(2, *GRID, generator=generator) > 0.2
+    shares = (1.6 * evidence + 0.3 * torch.randn(evidence.shape, generator=generator)).softmax(1)
+    found = discriminants._trust(evidence, shares.masked_fill(~valid[:, None], math.nan), valid)
+    for one in range(2):
+
+        def likelihood(trust, one=one):
+            total = -0.5 * (trust - 1) ** 2
+            for i, j in valid[one].nonzero().tolist():
+                near = [(i + a, j + b) for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+                near = [c for c in near if 0 <= c[0] < GRID[0] and 0 <= c[1] < GRID[1] and valid[(one, *c)]]
+                if near:
+                    prior = torch.stack([shares[(one, slice(None), *c)] for c in near]).mean(0)
+                    score = discriminants.to_logarithms(prior) + trust * evidence[one, :, i, j]
+                    total += float(shares[one, :, i, j] @ score.log_softmax(0))
+            return total
+
+        best = float(found[one])
+        assert 1 < best < discriminants.MOST_TRUST
+        assert likelihood(best) > max(likelihood(best - 0.01), likelihood(best + 0.01))
 
 
 def test_a_border_within_cells_is_found_by_its_texture():
@@ -143,9 +187,9 @@ def test_the_less_of_a_map_the_guide_confirms_the_more_loosely_all_of_it_is_foll
 
 def test_a_guide_that_says_nothing_adds_nothing():
     flat = torch.full((1, 3, *SIZE), 0.4)
-    assert discriminants.learn(classes_of(4), flat).abs().max() < 1e-5
+    assert discriminants.learn(classes_of(4), flat)[0].abs().max() < 1e-5
     same = torch.full((1, 4, *GRID), 0.25)  # all cells alike: the classes have the same colours
-    assert discriminants.learn(same, two_colours(0.05)[0]).abs().max() < 1e-5
+    assert discriminants.learn(same, two_colours(0.05)[0])[0].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -78,8 +78,7 @@ def test_lines_letters_and_saturated_patches_are_no_impulses() -> None:
     }
     for label, picture in pictures.items():
         image = picture.float().expand(1, 3, -1, -1)
-        suspects = _impulses.suspicious(image, _impulses.extreme(image))
-        assert not _impulses.present(suspects, image), label
+        assert not _impulses.present(image), label
         assert auto.apply(image) is image, label
 
 
@@ -101,8 +100,7 @@ def test_impulses_are_found_and_what_was_under_them_comes_back(share: float, pho
     for name, image in photographs.items():
         corrupted = corrupt.salt_and_pepper(image[0], 1, share=share)[None]
         hit = (corrupted != image).any(1, keepdim=True).expand_as(image)
-        ends = _impulses.extreme(corrupted)
-        assert _impulses.present(_impulses.suspicious(corrupted, ends), corrupted), name
+        assert _impulses.present(corrupted), name
         suspects, _ = _impulses.find(corrupted)
         visible = hit & ((corrupted - image).abs() > 0.4)
         assert (suspects & visible).sum() > 0.97 * visible.sum(), name
@@ -222,6 +220,19 @@ def test_images_of_a_batch_do_not_mix(name: str, face: Tensor) -> None:
     for i in range(len(images)):
         torch.testing.assert_close(together[i : i + 1], apply(images[i : i + 1]), rtol=0, atol=1e-6)
     assert torch.equal(auto.apply(images)[0], images[0])
+
+
+def test_what_is_no_suspect_would_be_left_as_it_is(photographs: dict[str, Tensor]) -> None:
+    coloured = [one for one in photographs.values() if not torch.equal(one[:, 1:], one[:, :-1])]
+    for kind in corrupt.CORRUPTIONS:
+        images = torch.cat([corrupt.corrupt(picture[0], kind, 1)[None] for picture in coloured])
+        images = torch.cat([images, images.mean(1, keepdim=True).expand(-1, 3, -1, -1)])
+        suspects = auto._suspects(images)
+        assert suspects == [auto._suspects(one)[0] for one in images.split(1)]
+        cleaned = [auto._clean(one) for one in images.split(1)]
+        assert all(suspect or new is None for suspect, new in zip(suspects, cleaned, strict=True))
+        count = len(coloured)
+        assert suspects[:count] == [kind not in ("clean", "blur", "jpeg")] * count and all(suspects[count:])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -44,7 +44,7 @@ def test_the_ridge_is_the_mean_by_evidence_and_solves_the_normal_equations():
     outputs = torch.stack([inputs[0] - 2 * inputs[1], inputs.sum(0), torch.zeros(60)]).double() + 0.5 * noise
     within = torch.randn(4, 9, 11, generator=random, dtype=torch.float64)
     within[1] += 0.5 * within[0]
-    found = regression._ridge(inputs, outputs, within, 60)
+    found = regression._ridge(inputs[None], outputs[None], within[None], torch.tensor([60.0]).double())[0]
     covariance = torch.einsum("kyx,myx->km", within, within) / 99 + regression.LEAST_DEVIATION**2 * torch.eye(4)
     for channel, output in enumerate(outputs):
         evidence = {}
@@ -134,6 +134,18 @@ def test_invalid_cells_reach_nothing():
     result = ua.upsample(guide.expand(2, -1, -1, -1), both, valid=valid.expand(2, -1, -1))
     assert (result[:1] - results[0]).abs().nan_to_num(0).max() < 1e-4
     assert regression.learn(low, guide, torch.zeros_like(valid)) is None  # no cell says that it is features
+
+
+def test_images_of_a_batch_have_relations_and_holes_of_their_own():
+    guide = image(batch=3)
+    low, _ = area(linear_features(guide), (12, 16))
+    low[1] *= -2
+    valid = torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(1)) > 0.2
+    valid[2] = True
+    together = regression.learn(low, guide, valid)
+    for one in range(3):
+        alone = regression.learn(*(part[one : one + 1] for part in (low, guide, valid)))
+        assert (together.weights[one] - alone.weights[0]).abs().max() < 1e-4 * alone.weights.abs().max()
 
 
 @pytest.mark.parametrize("valid", [None, 0.7])

@@ -34,9 +34,9 @@ UNEXPLAINED = 0.05
 
 def find(image: Tensor) -> tuple[Tensor, Tensor] | None:
     """The pixels of one image, (1, G, H, W), that stand out, and all those at an end; None: no impulses."""
-    ends = extreme(image)
-    if float(ends.float().mean()) < LEAST_SHARE or not present(suspicious(image, ends), image):
+    if not bool(present(image)):
         return None
+    ends = extreme(image)
     return suspicious(image, ends, FOR_REPLACEMENT), ends
 
 
@@ -58,16 +58,24 @@ def suspicious(image: Tensor, ends: Tensor, from_all: float = FOR_PRESENCE) -> T
     return ends & ((image - mean).abs() > torch.where(many, DIFFERENCE, from_all))
 
 
-def present(suspects: Tensor, image: Tensor) -> bool:
-    """Whether the suspicious pixels of one image, (1, G, H, W), are many, and scattered as impulses are."""
+def present(image: Tensor) -> Tensor:
+    """Whether the suspicious pixels of each image (B, G, H, W) are many, and scattered as impulses are: bool (B,)."""
+    ends = extreme(image)
+    enough = _mean(ends.to(image)) >= LEAST_SHARE
+    if not bool(enough.any()):
+        return enough
+    suspects = suspicious(image, ends)
     found = suspects.to(image)
-    share = float(found.mean())
-    if share < LEAST_SHARE:
-        return False
-    pairs = (found[..., 1:] * found[..., :-1]).mean() + (found[..., 1:, :] * found[..., :-1, :]).mean()
-    alike = [((_sum(end.to(image)) - 1) / 8)[suspects & end].sum() for end in (image <= END, image >= 1 - END)]
-    scattered = float(pairs) / 2 < (MOST_CLUSTERED * share + SLACK) * share
-    return scattered and float(sum(alike) / found.sum()) < MOST_ALIKE
+    share = _mean(found)
+    pairs = _mean(found[..., 1:] * found[..., :-1]) + _mean(found[..., 1:, :] * found[..., :-1, :])
+    alike = [_mean((_sum(end.to(image)) - 1) / 8 * (suspects & end)) for end in (image <= END, image >= 1 - END)]
+    scattered = pairs / 2 < (MOST_CLUSTERED * share + SLACK) * share
+    return enough & (share >= LEAST_SHARE) & scattered & (sum(alike) < MOST_ALIKE * share)
+
+
+def _mean(images: Tensor) -> Tensor:
+    """Of each image, (B,); 0 where there is nothing."""
+    return images.flatten(1).mean(1).nan_to_num(0)
 
 
 def filled(image: Tensor, suspects: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:

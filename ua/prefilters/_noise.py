@@ -166,14 +166,11 @@ def level(image: Tensor, known: Tensor | None = None) -> Tensor:
     whole = torch.stack([counts[..., y:height:2, x:width:2] for y in (0, 1) for x in (0, 1)]).all(0)
     share = F.avg_pool2d(whole.to(image), CALM)
     power = F.avg_pool2d(diagonal.square() * whole, CALM) / share.clamp_min(1e-6)
-    return torch.stack([_of_one(power[i], share[i, 0] > LEAST_SHARE) for i in range(len(image))])
+    enough = share[:, 0] > LEAST_SHARE
+    shared = _calm(power[:, 0], enough)
+    return shared if image.shape[1] == 1 else torch.minimum(shared, _calm(power[:, 1:].mean(1), enough))
 
 
-def _of_one(power: Tensor, enough: Tensor) -> Tensor:
-    """The level of one image from the mean squares of its blocks, (G, rows, cols); `enough`: those that count."""
-    if not enough.any():
-        return power.new_zeros(())
-    shared = power[0][enough].quantile(QUANTILE).sqrt()
-    if len(power) == 1:
-        return shared
-    return torch.minimum(shared, power[1:].mean(0)[enough].quantile(QUANTILE).sqrt())
+def _calm(power: Tensor, enough: Tensor) -> Tensor:
+    """Root of the mean square (B, rows, cols) of each image's calm block, of those that count; 0 where none does."""
+    return power.masked_fill(~enough, torch.nan).flatten(1).nanquantile(QUANTILE, 1).nan_to_num(0).sqrt()
