@@ -261,7 +261,7 @@ def cases(config: Config, backends: Iterable[str], device: str, dtype: str) -> l
             result += [case(operator, backend, size) for size in sorted(config.sizes)]
             if operator in ("render", "render_backward"):
                 result += [case(operator, backend, config.channels_at, channels) for channels in config.more_channels]
-            if operator == "end_to_end":
+            if operator in ("end_to_end", "default"):
                 result.append(case(operator, backend, config.batch_at, batch=config.batch))
     return [case for case in dict.fromkeys(result) if case.size in config.only_sizes.get(case.backend, [case.size])]
 
