@@ -7,6 +7,7 @@ gradients of iterates, which are at hand.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from kernels.diffusion._schedule import Step, backwards, forwards
 FINISH_PIXELS, FINISH_WARPS = 1024, 4  # of a program of `finish_kernel`
 STAGES = 2  # of Triton, which has no product to hide loads behind here
 MOST_THREADS = 256
+# Bytes of a map, of more or less, whose steps are made at a time: launches are long, and the three maps of a part are
+# little beside the result.
+PART = 2**28
 LANES = 128  # columns of a program where cells are narrow: whole rows of cache
 VALUES = 4  # of a thread, as far as the widest cells let it: its channels share their conductances
 
@@ -71,6 +75,16 @@ class Inputs(NamedTuple):
     down: Tensor
     valid: Tensor | None
 
+    def of(self, part: tuple[slice, slice]) -> Inputs:
+        """Those of some images and channels."""
+        images = part[0]
+        return Inputs(
+            None if self.signal is None else self.signal[part],
+            self.across[images],
+            self.down[images],
+            None if self.valid is None else self.valid[images],
+        )
+
 
 STILL = Step(1.0, 0.0, 0.0)  # nothing flows
 
@@ -87,35 +101,52 @@ def prepare(signal: Tensor | None, across: Tensor, down: Tensor, valid: Tensor |
 
 def diffuse(start: Tensor, grid: tuple[int, int], inputs: Inputs, settings: Settings) -> Tensor:
     """(B, C, H, W), a grid (h, w) -> (B, C, H, W) in the dtype of `start`."""
-    state = State(start, grid)
-    for by in forwards(settings.steps, settings.rate):
-        state.step(inputs, settings.share, by)
-    return state.finish(start.dtype)
+    out = torch.empty_like(start, memory_format=torch.contiguous_format)
+    for part in parts(start):
+        state, own = State(start[part], grid, out[part]), inputs.of(part)
+        for by in forwards(settings.steps, settings.rate):
+            state.step(own, settings.share, by)
+        state.finish(out[part])
+    return out
 
 
 def transposed(gradient: Tensor, grid: tuple[int, int], inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
     """d loss / d out (B, C, H, W) -> d loss / d start, and d loss / d signal (B, C, h, w), both float32."""
-    state = State(gradient, grid)
-    if settings.steps == 0:
-        return state.near.clone(), state.given
-    state.total = torch.zeros_like(state.given)
-    state.average(inputs, settings.share)
-    for by in backwards(settings.steps, settings.rate):
-        state.step(inputs, settings.share, by)
-    area = state.near[0, 0].numel() / state.given[0, 0].numel()
-    return state.near, -area * state.total
+    of_start = torch.empty_like(gradient, dtype=torch.float32, memory_format=torch.contiguous_format)
+    of_signal = of_start.new_empty(*gradient.shape[:2], *grid)
+    area = of_start[0, 0].numel() / of_signal[0, 0].numel()
+    for part in parts(gradient):
+        state, own = State(gradient[part], grid, of_start[part]), inputs.of(part)
+        state.total = torch.zeros_like(state.given)
+        if settings.steps:
+            state.average(own, settings.share)
+        for by in backwards(settings.steps, settings.rate):
+            state.step(own, settings.share, by)
+        of_start[part] = state.near
+        of_signal[part] = -area * state.total
+    return of_start, of_signal
+
+
+def parts(maps: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Of (B, C, H, W): some images with all channels, or, of large images, some channels of one; each contiguous."""
+    batch, channels = maps.shape[:2]
+    planes = max(1, PART // (16 * maps[0, 0].numel())) * 4  # four channels begin at whole 16 bytes, whatever the image
+    images, group = max(1, planes // channels), min(planes, channels)
+    for first in range(0, batch, images):
+        for channel in range(0, channels, group):
+            yield slice(first, first + images), slice(channel, channel + group)
 
 
 class State:
     """Two iterates x = z + U r, and the buffers that the next ones go to.
 
     near, far: z (B, C, H, W) of this one and the one before; given, before: their r (B, C, h, w). total: None, or the
-    sum of all r so far but the last.
+    sum of all r so far but the last. `spare` is where the result will go, which steps may use.
     """
 
-    def __init__(self, start: Tensor, grid: tuple[int, int]) -> None:
+    def __init__(self, start: Tensor, grid: tuple[int, int], spare: Tensor) -> None:
         self.near = self.far = self.start = start.detach().float().contiguous()
-        self.free: Tensor | None = None
+        self.free = spare if spare.dtype == torch.float32 else None
         self.given = self.near.new_zeros(*start.shape[:2], *grid)
         self.before, self.lacking = torch.zeros_like(self.given), torch.empty_like(self.given)
         self.total: Tensor | None = None
@@ -131,10 +162,8 @@ class State:
         self.free = None if self.far is self.start else self.far
         self.near, self.far = out, self.near
 
-    def finish(self, dtype: torch.dtype) -> Tensor:
-        """x of the last step, over its z where the dtype allows; of no step a copy."""
-        own = self.near is not self.start and dtype == torch.float32
-        out = self.near if own else torch.empty_like(self.near, dtype=dtype)
+    def finish(self, out: Tensor) -> None:
+        """x of the last step, to `out` (B, C, H, W)."""
         planes, tiles = out.shape[0] * out.shape[1], -(-out.shape[2] * out.shape[3] // FINISH_PIXELS)
         kernels.finish_kernel[(planes * tiles,)](
             self.near,
@@ -147,7 +176,6 @@ class State:
             num_warps=FINISH_WARPS,
             num_stages=STAGES,
         )
-        return out
 
     def _launch(self, out: Tensor | None, inputs: Inputs, share: float, by: Step) -> None:
         batch, channels, rows, cols = self.given.shape
