@@ -13,13 +13,12 @@ neighbours, a conditional logistic model of one parameter (`_trust`).
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ua import degrade
+from ua.kept import kept
 from ua.refinement import interpolation_weights, prominence, smooth
 from ua.regression import means_and_deviations
 
@@ -56,18 +55,17 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
 
     With f the guide's channels and their deviations (2 G maps), mu_c the mean of f over the cells around, weighted by
     class c, and S the covariance of f within classes (that within cells counts in full):
-    L_c(f) = f' S^-1 mu_c - mu_c' S^-1 mu_c / 2.
+    L_c(f) = f' S^-1 mu_c - mu_c' S^-1 mu_c / 2. What is said at the pixels, less its average over the cells around, is
+    multiplied by the trust (`_trust`).
 
     Args:
         probabilities: (B, C, h, w), of classes, sums of 1.
         guide: (B, G, H, W).
         valid: bool (B, h, w), the cells to learn from; None: all.
 
-    The discriminants at the pixels, less their average over the cells around, times the trust (`_trust`).
-
     Returns:
-        (B, C, H, W), sums of 0 over the classes, and the trust, (B, 1, 1, 1), in [1, `MOST_TRUST`]; both in the dtype
-        of the guide, without gradient.
+        what is to be added, (B, C, H, W), sums of 0 over the classes; the trust, (B, 1, 1, 1), in [1, `MOST_TRUST`].
+        Both in the dtype of the guide, without gradient.
     """
     with torch.no_grad():
         centred = guide - guide.mean((2, 3), keepdim=True)
@@ -163,7 +161,7 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
     between = torch.einsum("bchw,bcihw,bcjhw->bijhw", count, plain, plain)
     within = (around(products, number, number) - between) / cells[:, None]
     within = within.permute(0, 3, 4, 1, 2) + RIDGE * torch.eye(number).to(within)
-    own = _own_weight() * shares
+    own = _own_weights(shares.shape[2], shares.shape[3], shares.device) * shares
     others = (total - own[:, :, None] * means[:, None] + PRIOR * overall) / (count - own + PRIOR)[:, :, None]
     by_cell = torch.cat([mean, others], 1).permute(0, 3, 4, 2, 1)  # [B, h, w, K, 2 C]
     slopes = torch.linalg.solve(within, by_cell)
@@ -173,10 +171,12 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
     return slopes, offsets, offsets_of_others + (slopes_of_others * means[:, None]).sum(2)
 
 
-def _own_weight() -> float:
-    """Of a cell in the middle of its window."""
-    reach = math.ceil(3 * WINDOW)
-    return 1 / sum(math.exp(-0.5 * (offset / WINDOW) ** 2) for offset in range(-reach, reach + 1)) ** 2
+@kept
+def _own_weights(rows: int, cols: int, device: torch.device) -> Tensor:
+    """Of every cell in its own window, (rows, cols) float64: more at a border, whose cells are repeated outwards."""
+    impulses = (torch.eye(size, dtype=torch.float64)[:, None, :, None] for size in (rows, cols))
+    down, across = (smooth(each, WINDOW)[:, 0, :, 0].diagonal() for each in impulses)
+    return (down[:, None] * across).to(device)
 
 
 def _at_pixels(lr_maps: Tensor, like: Tensor) -> Tensor:

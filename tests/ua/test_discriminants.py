@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import ua
-from ua import discriminants
+from ua import discriminants, refinement
 from ua.degrade import area
 from ua.filters import blur
 from ua.refinement import prominence, smooth
 from ua.regression import means_and_deviations
+from ua.rendering import make_guide
 
 GRID, SIZE = (6, 8), (48, 64)
 
@@ -109,6 +110,51 @@ def test_colours_are_trusted_where_neighbours_foretell_less():
     assert trusts[0] > 1.5 and trusts[1] < 1.2 and trusts[2] == 1, trusts
     other, plain = two_colours(0.05)
     assert float(discriminants.learn(seen(plain), other)[1]) == 1  # neighbours say it all
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (0, 5), (3, 0), (4, 6)], ids=["corner", "top", "side", "middle"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_cells_own_class_says_nothing_of_it(rows, cell):
+    row, col = min(cell[0], rows - 1), cell[1]
+    maps = torch.rand(1, 3, 8 * rows, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lr = torch.rand(1, 2, rows, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(1)
+    said = []
+    for share in (0.0, 1.0):
+        lr[0, :, row, col] = torch.tensor([share, 1 - share])
+        slopes, offsets, left_out = discriminants._discriminants(lr, maps, None)
+        full = (offsets + (slopes * area(maps, (rows, 12))[0][:, None]).sum(2))[0, 0, row, col]
+        said.append((left_out[0, 0, row, col], full))
+    (out_0, full_0), (out_1, full_1) = said
+    # Its part in the covariance within classes stays, which moves all classes alike.
+    assert abs(out_1 - out_0) < 0.35 * abs(full_1 - full_0) and abs(full_1 - full_0) > 5e-4
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (1, 32), (16, 16)], ids=str)
+def test_colours_that_say_nothing_earn_no_trust(grid):
+    random = torch.Generator().manual_seed(5)
+    image = blur(torch.rand(1, 3, 8 * grid[0], 8 * grid[1], generator=random), 3.0)
+    image = (image - image.amin()) / (image.amax() - image.amin())
+    labels = torch.randint(0, 2, (1, *grid), generator=random)
+    probabilities = 0.8 * torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float() + 0.1
+    assert float(discriminants.learn(probabilities, image)[1]) < 1.1
+
+
+def test_edges_count_from_smaller_differences_where_colours_are_trusted(monkeypatch):
+    guide, labels = walls(0.3)
+    shares = torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float()
+    probabilities = 0.8 * area(blur(shares, 2.0), GRID)[0] + 0.1
+    plain = make_guide(guide, ua.preset("default"))
+    trust = float(discriminants.learn(probabilities, plain)[1])
+    looked_at, real = [], refinement.conductances
+
+    def conductances(maps, *rest):
+        looked_at.append(maps)
+        return real(maps, *rest)
+
+    monkeypatch.setattr(refinement, "conductances", conductances)
+    ua.upsample(guide, probabilities, signal_is="prediction")
+    assert trust > 1.3
+    torch.testing.assert_close(looked_at, [trust * plain], rtol=1e-4, atol=1e-5)
 
 
 def test_trust_is_the_most_likely_one():
