@@ -186,15 +186,15 @@ def prepare_default(problem: Problem) -> Callable[[], Tensor]:
 
     The image has so little grain that "default" leaves it as it is; its signal counts as a prediction.
     """
-    return _prepare_library(problem, "auto")
+    return _prepare_upsample(problem, "auto")
 
 
 def prepare_default_average(problem: Problem) -> Callable[[], Tensor]:
     """The same of a signal that is said to be an average: with leave-one-out, and half the steps of diffusion."""
-    return _prepare_library(problem, "average")
+    return _prepare_upsample(problem, "average")
 
 
-def _prepare_library(problem: Problem, signal_is: str) -> Callable[[], Tensor]:
+def _prepare_upsample(problem: Problem, signal_is: str) -> Callable[[], Tensor]:
     case, backend = problem.case, module_name(problem.case.backend)
     image = synthetic_image(case.size, LITTLE_GRAIN).repeat(case.batch, 1, 1, 1).to(case.device)
     return lambda: ua.upsample(image, problem.signal, preset="default", backend=backend, signal_is=signal_is)
@@ -239,9 +239,9 @@ def prepare_leave_one_out(problem: Problem) -> Callable[[], Tensor]:
     known = torch.ones(case.batch, *case.grid, dtype=torch.bool, device=problem.guide.device)
     values = leave_one_out.normalised(problem.signal, known).to(problem.guide)
     scale = case.size / case.cells
-    start = [config.sigma * scale, config.sigma * scale, 1.0, leave_one_out.WIDER * config.sigma_r]
-    raw = torch.tensor(start).log().view(4, 1, 1, 1).repeat(1, case.batch, *case.grid).to(problem.guide)
-    raw[0] += leave_one_out.TURN * torch.randn(case.grid, generator=torch.Generator().manual_seed(0)).to(raw)
+    one = torch.ones(case.batch, *case.grid, device=problem.guide.device)
+    start = ua.Gaussians(config.sigma * scale * one, config.sigma * scale * one, 0 * one, config.sigma_r * one)
+    raw = leave_one_out.start_of(start).to(problem.guide)
     colours = to_grid(plugins.find("ua.guides", config.guide).transform(problem.image), case.grid, config.guide_lr)
     backend = plugins.find("kernels.leave_one_out", module_name(case.backend))
     options: dict[str, Any] = {"scale": (scale, scale), "radius": min(config.radius, leave_one_out.MOST_RADIUS)}
@@ -371,7 +371,7 @@ def leave_one_out_flops(case: Case) -> float:
     """Steps x pairs of cells x (37 + 4 C), C the channels after projection.
 
     Score 12: u and v 6, their squares and the colour term 6. Softmax 4. Mixing 2 C, by weight 2 C, its mean 2, by score
-    2. For the source u and v again 6, and four sums 11. Colour distances are made once, and left out.
+    2. For the source u and v again 6, and four sums 11. Colour distances, which need be made once only, are left out.
     """
     config = ua.preset("default")
     channels = min(case.channels, leave_one_out.MOST_CHANNELS)

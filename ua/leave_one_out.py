@@ -55,20 +55,20 @@ def fit(
     predicted = can_predict(known, radius)
     if not steps or not bool(predicted.any()):
         return gaussians.detach()
-    values, colours = normalised(signal, known), guide_lr.detach().float()
-    noise = torch.randn(known[0].numel(), generator=torch.Generator().manual_seed(0)).to(values)
-    start = (
-        gaussians.sigma_x.log() + TURN * noise.view(known.shape[1:]),
-        gaussians.sigma_y.log(),
-        gaussians.theta,
-        (WIDER * gaussians.sigma_r).log(),
-    )
-    raw = torch.stack([lr_map.detach().float() for lr_map in start])  # [4, B, h, w]
+    values, colours, raw = normalised(signal, known), guide_lr.detach().float(), start_of(gaussians)
     chosen = backends.choose(backend, values, colours, package=backends.LEAVE_ONE_OUT)
     maps = chosen.fit(values, colours, known, raw, scale=scale, radius=radius, steps=steps).to(gaussians.theta.dtype)
     found = (maps[0].exp(), maps[1].exp(), maps[2], maps[3].exp())
     kinds = predicted[:, None, None]
     return Gaussians(*(torch.where(kinds, *pair) for pair in zip(found, gaussians.detach(), strict=True)))
+
+
+def start_of(gaussians: Gaussians) -> Tensor:
+    """The first parameters, (4, B, h, w) float32, as `kernels.leave_one_out` takes them."""
+    maps = [lr_map.detach().float() for lr_map in gaussians]
+    rows, cols = maps[0].shape[1:]
+    noise = torch.randn(rows * cols, generator=torch.Generator().manual_seed(0)).view(rows, cols).to(maps[0])
+    return torch.stack([maps[0].log() + TURN * noise, maps[1].log(), maps[2], (WIDER * maps[3]).log()])
 
 
 def can_predict(known: Tensor, radius: int) -> Tensor:

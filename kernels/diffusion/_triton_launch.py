@@ -129,9 +129,9 @@ def transposed(gradient: Tensor, grid: tuple[int, int], inputs: Inputs, settings
 
 def parts(maps: Tensor) -> Iterator[tuple[slice, slice]]:
     """Of (B, C, H, W): some images with all channels, or, of large images, some channels of one; each contiguous."""
-    batch, channels = maps.shape[:2]
-    planes = max(1, PART // (16 * maps[0, 0].numel())) * 4  # four channels begin at whole 16 bytes, whatever the image
-    images, group = max(1, planes // channels), min(planes, channels)
+    batch, channels, height, width = maps.shape
+    planes = max(1, PART // (32 * height * width)) * 8  # eight channels begin at whole 16 bytes, whatever their type
+    images, group = max(1, planes // max(1, channels)), max(1, min(planes, channels))
     for first in range(0, batch, images):
         for channel in range(0, channels, group):
             yield slice(first, first + images), slice(channel, channel + group)

@@ -89,13 +89,23 @@ def _weigh(problem, state, begin, weights):
         for i in range(count):
             weight[i] = known[i] * exp2(weight[i] - peak[i])
             total[i] += weight[i]
-    known = problem.known[begin : begin + count]
-    for i in range(count):
-        total[i] = known[i] / total[i] if total[i] > LEAST_TOTAL else ZERO
+    _to_reciprocals(problem.known[begin : begin + count], total)
     for k in range(len(weights)):
         weight = weights[k]
         for i in range(count):
             weight[i] *= total[i]
+
+
+@ordered
+def _to_reciprocals(known, total):
+    """total <- known / total, or 0 where there is no weight.
+
+    A single weight must come out as 1, which the estimate that vectorised division is does not give: what is left of a
+    rounded one, times a narrow range's 1 / sigma_r^2, would be a gradient.
+    """
+    for i in range(len(total)):
+        quotient = known[i] / total[i] if total[i] > LEAST_TOTAL else ZERO
+        total[i] = known[i] if total[i] == ONE else quotient
 
 
 @compiled

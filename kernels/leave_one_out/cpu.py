@@ -49,7 +49,7 @@ def fit(
         problem = _loops().Problem(*(_plane(lr_map, radius) for lr_map in lr_maps), **places)
         found = _fitted(problem, raw[:, image], radius, steps, jobs)
         out[:, image] = found.unflatten(1, (-1, width))[:, radius:-radius, radius:-radius]
-    return out.masked_fill_(raw.isinf(), math.inf).to(raw.dtype)
+    return out.masked_fill_(raw.isposinf(), math.inf).to(raw.dtype)
 
 
 def _fitted(problem: Any, raw: Tensor, radius: int, steps: int, jobs: list[tuple[int, int]]) -> Tensor:

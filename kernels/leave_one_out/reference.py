@@ -23,14 +23,14 @@ def fit(
     radius: int,
     steps: int,
 ) -> Tensor:
-    """Adam on `objective`, from `raw`.
+    """Adam on `objective`, from `raw`. Values, colours and raw have one dtype, float32 or float64.
 
     Args:
         values: (B, C, h, w), what is to be predicted, in units of its standard deviation; finite.
         colours: (B, G, h, w), the guide on the LR grid.
         known: bool (B, h, w); other cells neither predict nor are predicted.
         raw: (4, B, h, w), of every source the logarithms of sigma_x and sigma_y (HR pixels), theta, and the logarithm
-            of sigma_r, which may be infinite and then stays.
+            of sigma_r; finite, but that the last may be +inf, and then stays.
         scale: (s_y, s_x), HR pixels a cell.
         radius: of the disc of candidates, cells; >= 1.
         steps: how many, >= 0.

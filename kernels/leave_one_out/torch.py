@@ -28,7 +28,7 @@ def fit(
 ) -> Tensor:
     """Same contract as `kernels.leave_one_out.reference.fit`."""
     problem = problem_of(values.detach(), colours.detach(), known, scale, radius)
-    initial = now = raw.detach().flatten(2)  # [4, B, n]
+    initial = now = raw.detach().flatten(2).clone()  # [4, B, n]
     first, second = torch.zeros_like(initial), torch.zeros_like(initial)
     for step in range(1, steps + 1):
         slope = gradient(now, initial, problem)
@@ -95,7 +95,7 @@ def gradient(raw: Tensor, initial: Tensor, problem: Problem) -> Tensor:
     by_score = weights * (said - (weights * said).sum(2, keepdim=True))
     pairs = by_score * torch.stack([u * u, v * v, u * v, problem.apart])  # [4, B, n, K]
     # From the cells that are predicted to the sources: the sum over the cells that have one as a candidate.
-    by_x, by_y, by_turn, by_range = (pairs.flatten(2)[:, :, problem.back] * problem.there).sum(3)
+    by_x, by_y, by_turn, by_range = pairs.flatten(2)[:, :, problem.back].masked_fill(~problem.there, 0).sum(3)
     turned = (log_x - log_y).exp() - (log_y - log_x).exp()
     found = torch.stack([by_x, by_y, turned * by_turn, (-2 * log_r).exp() * by_range])
     change = torch.where(initial.isfinite(), raw - initial, 0)

@@ -45,13 +45,20 @@ class Problem:
 
 
 def make_problem(
-    rows: int = 6, cols: int = 7, channels: int = 5, batch: int = 2, guide: int = 3, holes: float = 0.3, **options: Any
+    rows: int = 6,
+    cols: int = 7,
+    channels: int = 5,
+    batch: int = 2,
+    guide: int = 3,
+    holes: float = 0.3,
+    log_range: float = -1.5,
+    **options: Any,
 ) -> Problem:
     """With holes, and in the second image a range that is infinite everywhere, in the third in one cell."""
     random = torch.Generator().manual_seed(rows * cols + channels)
     known = torch.rand(batch, rows, cols, generator=random) >= holes
     values = torch.randn(batch, channels, rows, cols, generator=random).masked_fill(~known[:, None], 0)
-    raw = torch.rand(4, batch, rows, cols, generator=random) + torch.tensor([1.5, 1, -0.5, -1.5]).view(4, 1, 1, 1)
+    raw = torch.rand(4, batch, rows, cols, generator=random) + torch.tensor([1.5, 1, -0.5, log_range]).view(4, 1, 1, 1)
     raw[3, 1:2] = math.inf
     raw[3, 2:, 0, 0] = math.inf
     return Problem(values, torch.rand(batch, guide, rows, cols, generator=random), known, raw, **options)
@@ -62,6 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
     "radius-1": {"radius": 1, "rows": 3},
     "radius-3": {"radius": 3, "holes": 0.0, "rows": 4, "batch": 2},
     "one-channel-grey": {"channels": 1, "guide": 1, "batch": 1},
+    "narrow-range": {"log_range": -7.0, "rows": 4, "batch": 1},
     "one-row": {"rows": 1, "cols": 9, "batch": 1},
     "one-cell": {"rows": 1, "cols": 1, "holes": 0.0, "batch": 1},
     "alone": {"holes": 0.95, "batch": 1},
