@@ -425,13 +425,25 @@ def rendering(fit: ua.Fit) -> Upsampler:
 
 
 def warm_up(fits: Iterable[ua.FitConfig], backend: str, device: str) -> None:
-    """Compiles what is compiled on first use, so that no measurement pays for it."""
+    """Compiles what is compiled on first use, so that no measurement pays for it: of every kind of signal."""
     image = torch.rand(1, 3, 64, 64, device=device)
     known = torch.ones(1, 4, 4, dtype=torch.bool, device=device)
+    ramp = torch.linspace(0, 1, 4, device=device).expand(1, 1, 4, 4)
+    share = torch.tensor([1, 1, 0.5, 0], device=device).expand(1, 1, 4, 4)
+    features = torch.rand(1, 32, 4, 4, device=device)
+    signals = (
+        features,
+        features.cumsum(3),
+        features[:, :1],
+        ramp,
+        torch.cat([share, 1 - share], 1),
+        features.softmax(1),
+    )
     for fields in fits:
         fit = ua.fit(image, (4, 4), backend=backend, **vars(fields) | {"steps": min(2, fields.steps)})
-        fit.render(torch.rand(1, 32, 4, 4, device=device))
-        fit.render(torch.rand(1, 1, 4, 4, device=device), known)
+        for signal in signals:
+            fit.render(signal)
+            fit.render(signal, known)
 
 
 def measure(

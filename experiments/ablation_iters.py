@@ -436,7 +436,8 @@ def coverage(rows: Sequence[Row]) -> str:
     """How many scenes the means are over; not every image has every truth."""
     counts = {name: len({row["scene"] for row in rows if row["signal"] == name}) for name in ("depth", "labels")}
     everything = len({row["scene"] for row in rows})
-    return f"means over {everything} scenes (depth: {counts['depth']}, labels: {counts['labels']})"
+    scenes = "1 scene" if everything == 1 else f"{everything} scenes"
+    return f"means over {scenes} (depth: {counts['depth']}, labels: {counts['labels']})"
 
 
 def convergence(config: Config, means: Means, title: str) -> Any:

@@ -23,7 +23,8 @@ def area(signal: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> 
     Args:
         signal: (C, H, W) or (B, C, H, W), any dtype; averaged in float32 (float64 stays).
         grid: (h, w), at most (H, W).
-        valid: bool (H, W) or (B, H, W), the known pixels; unknown ones may hold anything, NaN and inf included.
+        valid: bool (H, W), (B, H, W) or (B, 1, H, W), the known pixels; unknown ones may hold anything, NaN and inf
+            included.
 
     Returns:
         `(lr, lr_valid)`: the averages over the known pixels, (C, h, w) or (B, C, h, w), 0 in cells without any; and
@@ -166,6 +167,9 @@ def _check_mask(valid: Tensor, signal: Tensor) -> Tensor:
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
         got = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
         raise TypeError(f"valid must be a boolean torch.Tensor, got {got}")
+    if valid.ndim == 4 and valid.shape[1] == 1:
+        valid = valid[:, 0]
     if valid.shape not in (signal.shape[-2:], signal.shape[:-3] + signal.shape[-2:]):
-        raise ValueError(f"valid must be (H, W) or (B, H, W) of {tuple(signal.shape)}, got {tuple(valid.shape)}")
+        accepted = f"(H, W), (B, H, W) or (B, 1, H, W) of a signal {tuple(signal.shape)}"
+        raise ValueError(f"valid must be {accepted}, got {tuple(valid.shape)}")
     return valid.to(signal.device)

@@ -14,6 +14,8 @@ BLOCK = {"cpu": 128, "cuda": 512}  # rows that are filtered by one product; zero
 def blur(image: Tensor, sigma: float, order_x: int = 0, order_y: int = 0, *, truncate: float = TRUNCATE) -> Tensor:
     """Each channel filtered by a Gaussian or its derivatives, the border pixel repeated outwards.
 
+    On a GPU products of float32 have fewer digits where PyTorch is told so (`torch.set_float32_matmul_precision`).
+
     Args:
         image: (B, C, H, W) float, finite: NaN and infinities spread beyond the filter.
         sigma: standard deviation, pixels; > 0.

@@ -12,7 +12,8 @@ from torch import Tensor
 
 # Rounding of a resize or a colour conversion, not a different range.
 RANGE_SLACK = 1e-4
-LONG = 5.0  # times as long as wide are cells of channels that were taken for columns
+INTEGERS = "turn class ids into one-hot channels, and depth or masks into floats, first"
+LONG = 3.0  # times as long as wide are cells of channels that were taken for columns
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PLANES = (1, 3, 4)  # channels of an image whose axes are in the order of a tensor's
 # Converted to L or RGB, transparency dropped; others (16-bit, float) would be clipped.
@@ -90,15 +91,11 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
     if isinstance(signal, np.ndarray) and signal.dtype.kind not in "iuc":
         signal = _from_numpy("signal", signal, "floating point")
     elif isinstance(signal, np.ndarray):
-        raise TypeError(
-            f"signal must be floating point, got {signal.dtype}; turn class ids into one-hot channels first"
-        )
+        raise TypeError(f"signal must be floating point, got {signal.dtype}; {INTEGERS}")
     if not isinstance(signal, Tensor):
         raise TypeError(f"signal must be a tensor or a NumPy array, got {type(signal).__name__}")
     if signal.dtype not in FLOATS:
-        raise TypeError(
-            f"signal must be floating point, got {signal.dtype}; turn class ids into one-hot channels first"
-        )
+        raise TypeError(f"signal must be floating point, got {signal.dtype}; {INTEGERS}")
     if signal.device != guide.device:
         raise ValueError(f"signal and image must be on one device, got {signal.device} and {guide.device}")
     _check_dense("signal", signal)
@@ -163,7 +160,10 @@ def check_grid(grid: Any, guide: Tensor, name: str = "grid") -> tuple[int, int]:
         raise TypeError(f"{name} must be two integers (h, w), got {tuple(grid)!r}")
     (rows, cols), (height, width) = map(int, grid), guide.shape[-2:]
     if not (1 <= rows <= height and 1 <= cols <= width):
-        raise ValueError(f"{name} (h, w) must be between 1 x 1 and the image's {height} x {width}, got {rows} x {cols}")
+        raise ValueError(
+            f"{name} (h, w) must be between 1 x 1 and the image's {height} x {width}, got {rows} x {cols}; "
+            "of tensors the channels come first, (B, C, H, W)"
+        )
     return rows, cols
 
 

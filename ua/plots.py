@@ -268,10 +268,12 @@ def dots(plots: Sequence[Dots], *, title: str = "", columns: int = 4, width: flo
 
 
 def baseline_styles() -> list[dict[str, Any]]:
-    """Line styles that differ in colour and in dashes."""
+    """Line styles: six that differ in colour and in dashes, then others that differ in either."""
     dashes: list[Any] = ["--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 3))]
     colours = (BLACK, VERMILION, GREEN, ORANGE, PURPLE, GREY)  # yellow lines vanish on white
-    return [{"color": colour, "linestyle": dash} for colour, dash in zip(colours, dashes, strict=True)]
+    shifted = (dashes[shift:] + dashes[:shift] for shift in range(len(dashes)))
+    pairs = (pair for row in shifted for pair in zip(colours, row, strict=True))
+    return [{"color": colour, "linestyle": dash} for colour, dash in pairs]
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -281,5 +281,5 @@ def conductances(guide: Tensor, edge: float, known: Tensor | None = None) -> Map
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of (B, G, H, W), the border pixel repeated outwards; `sigma` in pixels, > 0."""
+    """Gaussian filter of (B, G, H, W) to three sigma, the border pixel repeated outwards; `sigma` in pixels, > 0."""
     return blur(maps, sigma, truncate=3.0)

@@ -122,7 +122,8 @@ def _weights(means: Tensor, signal: Tensor, within: Tensor, known: Tensor) -> Te
 def _second_differences(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Of (B, C, h, w) along both axes, (B, C, n), over the root of 2; 0 where not all three cells are known (B, h, w).
 
-    And how many cells they tell of, (B,): a cell has a difference along either axis, and counts once.
+    And how many cells they tell of, (B,): a cell has a difference along either axis, and counts once. (Medians need
+    those that are not known left out, of one signal at a time: `ua.averages.second_differences`. Sums do not.)
     """
     differences, count = [], torch.zeros(len(values), dtype=values.dtype, device=values.device)
     for maps, there in ((values, known), (values.mT, known.mT)):
