@@ -224,7 +224,7 @@ def test_images_of_a_batch_do_not_mix(name: str, face: Tensor) -> None:
 
 def test_what_is_no_suspect_would_be_left_as_it_is(photographs: dict[str, Tensor]) -> None:
     coloured = [one for one in photographs.values() if not torch.equal(one[:, 1:], one[:, :-1])]
-    for kind in corrupt.CORRUPTIONS:
+    for kind in ("clean", "salt_and_pepper_10", "gaussian_20", "low_light", "jpeg"):
         images = torch.cat([corrupt.corrupt(picture[0], kind, 1)[None] for picture in coloured])
         images = torch.cat([images, images.mean(1, keepdim=True).expand(-1, 3, -1, -1)])
         suspects = auto._suspects(images)
