@@ -84,6 +84,12 @@ def disc_offsets(radius: int) -> Tensor:
     return offsets[nearest_first][squared[nearest_first] <= radius**2]
 
 
+def neighbour_offsets(radius: int) -> tuple[Tensor, Tensor]:
+    """Those of `disc_offsets` but (0, 0), (K, 2), and the place of each one's opposite among them, (K,); int64."""
+    offsets = disc_offsets(radius)[1:]
+    return offsets, (offsets[:, None] == -offsets).all(2).int().argmax(1)
+
+
 def reached_pixels(valid: Tensor, size: tuple[int, int], support: Support, radius: Tensor | None) -> Tensor:
     """Pixels with a valid candidate, (B, H, W) bool, from the mask `valid` (B, h, w) and a `radius` map or None."""
     rows, cols = valid.shape[-2:]

@@ -30,7 +30,7 @@ RIDGE = 3e-4  # on the diagonal of the covariance, squared guide units; 1e-4 is 
 # What cells are followed by grows with this power of how much of the map the guide confirms: so much of the lesser
 # prominence where it confirms all. Powers of 2 to 4, each about 1 at .7, are as good; without, noisy maps are worse.
 CONFIRMED, POWER = 3.0, 3
-MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.5, other maps 1; 5 is as good
+MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.6, other maps 1; 5 is as good
 NEWTON = 5  # steps of a concave problem of one unknown; four digits after 4
 PRIOR = 0.02  # cells of every class that are added, with the mean of all: a class that is hardly there has about that
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.geometry import disc_offsets
+from kernels.geometry import neighbour_offsets
 from kernels.leave_one_out import BETA_1, BETA_2, EPSILON, PRIOR, RATE, ROUNDING
 from kernels.leave_one_out import _triton_kernels as kernels
 
@@ -24,8 +24,7 @@ def fit(
 ) -> Tensor:
     """See `kernels.leave_one_out.triton.fit`."""
     batch, rows, cols = known.shape
-    offsets = disc_offsets(radius)[1:]
-    opposite = (offsets[:, None] == -offsets).all(2).int().argmax(1)
+    offsets, opposite = neighbour_offsets(radius)
     offsets, opposite = (table.to(raw.device, torch.int32) for table in (offsets.T.contiguous(), opposite))
     values, colours, initial = (lr_map.detach().float().contiguous() for lr_map in (values, colours, raw))
     now, first, second = initial.clone(), torch.zeros_like(initial), torch.zeros_like(initial)

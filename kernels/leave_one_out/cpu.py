@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels._cpu_device import in_threads
 from kernels._cpu_device import refuses as refuses
-from kernels.geometry import disc_offsets
+from kernels.geometry import neighbour_offsets
 from kernels.leave_one_out import BETA_1, BETA_2, EPSILON, PRIOR, RATE, ROUNDING
 
 CELLS = 512  # of a job: waking a thread for fewer takes longer than their work
@@ -32,12 +32,12 @@ def fit(
 ) -> Tensor:
     """Same contract as `kernels.leave_one_out.reference.fit`."""
     rows, cols = known.shape[1:]
-    offsets = disc_offsets(radius)[1:]
+    offsets, opposite = neighbour_offsets(radius)
     width = cols + 2 * radius
     dy, dx = (-offsets * torch.tensor(scale)).float().T.contiguous().numpy()
     places = {
         "shifts": (offsets[:, 0] * width + offsets[:, 1]).numpy(),
-        "opposite": (offsets[:, None] == -offsets).all(2).int().argmax(1).numpy(),
+        "opposite": opposite.numpy(),
         "dy": dy,
         "dx": dx,
     }

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.geometry import disc_offsets
+from kernels.geometry import neighbour_offsets
 from kernels.leave_one_out import BETA_1, BETA_2, EPSILON, PRIOR, RATE, ROUNDING
 
 
@@ -62,15 +62,14 @@ class Problem(NamedTuple):
 def problem_of(values: Tensor, colours: Tensor, known: Tensor, scale: tuple[float, float], radius: int) -> Problem:
     """Of arguments like those of `fit`."""
     rows, cols = values.shape[-2:]
-    cells, there, offsets = neighbours(rows, cols, radius, values.device)
+    offsets, opposite = (table.to(values.device) for table in neighbour_offsets(radius))
+    cells, there = neighbours(rows, cols, offsets)
     usable = there & known.flatten(1)[:, cells]
     of_cells, pixels = values.flatten(2).mT.contiguous(), colours.flatten(2)
-    # The candidate at an offset has the cell at the opposite one, which the disc has too.
-    opposite = (offsets[:, None] == -offsets).all(2).int().argmax(1)
     return Problem(
         cells=cells,
         there=there,
-        back=cells * len(offsets) + opposite,
+        back=cells * len(offsets) + opposite,  # the candidate at an offset has the cell at the opposite one
         dy=(-offsets[:, 0] * scale[0]).to(values),
         dx=(-offsets[:, 1] * scale[1]).to(values),
         values=of_cells,
@@ -114,15 +113,11 @@ def _weights(raw: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     return score.masked_fill(~problem.usable, -1e30).softmax(2), u, v
 
 
-def neighbours(rows: int, cols: int, radius: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices (n, K) of the cells within a disc around every cell but itself, which exist, and offsets (K, 2).
-
-    The offsets (dy, dx) point from the cell to the candidate, in cells.
-    """
-    offsets = disc_offsets(radius)[1:].to(device)
-    y, x = torch.arange(rows, device=device), torch.arange(cols, device=device)
+def neighbours(rows: int, cols: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat indices (n, K) of the cells at the offsets (K, 2) from every cell, and which of them exist."""
+    y, x = torch.arange(rows, device=offsets.device), torch.arange(cols, device=offsets.device)
     to_y = y[:, None, None] + offsets[:, 0]  # [h, 1, K]
     to_x = x[None, :, None] + offsets[:, 1]  # [1, w, K]
     there = (to_y >= 0) & (to_y < rows) & (to_x >= 0) & (to_x < cols)
     cells = to_y.clamp(0, rows - 1) * cols + to_x.clamp(0, cols - 1)
-    return cells.flatten(0, 1), there.flatten(0, 1), offsets
+    return cells.flatten(0, 1), there.flatten(0, 1)
