@@ -22,14 +22,17 @@ from ua.kept import kept
 from ua.refinement import interpolation_weights, prominence, smooth
 from ua.regression import means_and_deviations
 
-FLOOR = 0.02  # added to probabilities before their logarithm is taken; .005 to .05 are as good
+# Added to probabilities before their logarithm is taken. .005 to .02 are as good; .05 costs maps of 21 classes a point.
+FLOOR = 0.01
 LARGEST = 30.0  # logarithm of a class beside which the others keep their place; its exponential is finite
 WITHIN = 2.0  # standard deviation in pixels of the windows of deviations
 WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in, cells; 2 and 8 are a little worse
 RIDGE = 3e-4  # on the diagonal of the covariance, squared guide units; 1e-4 is as good, 1e-3 a little worse
 # What cells are followed by grows with this power of how much of the map the guide confirms: so much of the lesser
-# prominence where it confirms all. Powers of 2 to 4, each about 1 at .7, are as good; without, noisy maps are worse.
-CONFIRMED, POWER = 3.0, 3
+# prominence where it confirms all. Powers of 3 to 8, each about 1 at .7, trade noisy maps for clean ones.
+CONFIRMED, POWER = 7.0, 6
+# Maps of which it confirms less than this are mixed by Gaussians wider by a power of what is missing, at most so much.
+CLEAN, WIDENING, WIDEST = 0.75, 3, 2.0
 MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.6, other maps 1; 5 is as good
 NEWTON = 5  # steps of a concave problem of one unknown; four digits after 4
 PRIOR = 0.02  # cells of every class that are added, with the mean of all: a class that is hardly there has about that
@@ -82,23 +85,36 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
         return found.mul_(trust), trust
 
 
-def followed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> Tensor:
-    """How closely `found` (B, C, H, W), the first mixture, is to follow the cells of a prediction.
+def confirmed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What of the cells of a prediction `found` (B, C, H, W), the mixture of them, confirms; without gradient.
 
     What `ua.refinement.prominence` says of the cell or, if that is less, of what the mixture made of it: what neither
     the cells around it nor the guide say as well is noise. How much of a map that leaves tells how noisy it is: half
-    where tokens are classified one by one, .7 to .8 where a network has looked around. The noisier, the more loosely
-    all of it is followed.
+    where tokens are classified one by one, .7 to .8 where a network has looked around.
 
     Returns:
-        (B, h, w) in [0, CONFIRMED * `ua.refinement.FOLLOWED`], without gradient; 0 where a cell is not valid.
+        of every cell, (B, h, w) in [0, `ua.refinement.FOLLOWED`], 0 where it is not valid; of the map, (B, 1, 1) in
+        [0, 1].
     """
     with torch.no_grad():
         backed = averages(found, probabilities, None if valid is None else ~found.isnan()[:, 0])
         own, other = (prominence(lr_maps, valid) for lr_maps in (probabilities, backed.to(probabilities.dtype)))
-        lesser = torch.minimum(own, other)
-        confirmed = lesser.sum((1, 2), keepdim=True) / own.sum((1, 2), keepdim=True).clamp_min(1e-12)
-        return CONFIRMED * confirmed**POWER * lesser
+        lesser, total = torch.minimum(own, other), own.sum((1, 2), keepdim=True)
+        part = lesser.sum((1, 2), keepdim=True) / total.clamp_min(1e-12)
+        return lesser, part.masked_fill(total == 0, 1)
+
+
+def followed(of_cells: Tensor, of_map: Tensor) -> Tensor:
+    """How closely the cells are to be followed, (B, h, w), by what is `confirmed`: the noisier a map, the more loosely.
+
+    In [0, CONFIRMED * `ua.refinement.FOLLOWED`].
+    """
+    return CONFIRMED * of_map**POWER * of_cells
+
+
+def widening(of_map: Tensor) -> Tensor:
+    """How many times wider a map is to be mixed, in [1, `WIDEST`], by what of it is `confirmed`: noise wants a mean."""
+    return (CLEAN / of_map.clamp_min(1e-6)).pow(WIDENING).clamp(1, WIDEST)
 
 
 def _trust(evidence: Tensor, probabilities: Tensor, valid: Tensor | None) -> Tensor:

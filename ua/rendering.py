@@ -158,10 +158,19 @@ def _render_classes(
     evidence = evidence.to(signal.dtype)
     logarithms = discriminants.to_logarithms(signal)
     rest = logarithms - discriminants.averages(evidence, signal)
-    out = _mixed(rest, guide, gaussians, valid, config, backend) + evidence
+
+    def mixture(maps: Gaussians) -> tuple[Tensor, Tensor, Tensor]:
+        out = _mixed(rest, guide, maps, valid, config, backend) + evidence
+        return out, *discriminants.confirmed(discriminants.to_probabilities(out.detach()), signal, valid)
+
+    out, of_cells, of_map = mixture(gaussians)
+    wider = discriminants.widening(of_map)
+    if bool((wider > 1).any()):
+        wide = gaussians._replace(sigma_x=gaussians.sigma_x * wider, sigma_y=gaussians.sigma_y * wider)
+        out, of_cells, _ = mixture(wide)
     if config.diffusions:  # nothing else refines a prediction
         predictions = torch.zeros(len(signal), dtype=torch.bool)
-        follow = discriminants.followed(discriminants.to_probabilities(out.detach()), signal, valid)
+        follow = discriminants.followed(of_cells, of_map)
         # Of a guide with so much more contrast, differences smaller by that are edges.
         out = refine(out, logarithms, trust * guide, valid, config, predictions, backend, follow=follow)
     return discriminants.to_probabilities(out)

@@ -203,32 +203,54 @@ def test_a_cell_that_stands_out_is_held_where_the_guide_says_so():
         ua.upsample(guide, low, signal_is="prediction")[0, 1, 24:32, 32:40].mean() for guide in (spotted, plain)
     )
     assert seen_there > 0.8 and alone < 0.4
-    factors = discriminants.followed(torch.full((1, 2, *SIZE), 0.5), low, None)
-    assert factors.shape == (1, *GRID) and factors.max() < 1e-3  # nothing backs it
+    of_cells, of_map = discriminants.confirmed(torch.full((1, 2, *SIZE), 0.5), low, None)
+    assert of_cells.shape == (1, *GRID) and of_cells.max() < 1e-3  # nothing backs it
+    assert discriminants.followed(of_cells, of_map).max() < 1e-3
 
 
-def test_the_less_of_a_map_the_guide_confirms_the_more_loosely_all_of_it_is_followed():
+def test_the_less_of_a_map_the_guide_confirms_the_more_loosely_it_is_followed_and_the_wider_it_is_mixed():
     guide, labels = two_colours(0.02)
     clean = seen(labels)
     noise = 2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
-    ratios = []
+    ratios, widths = [], []
     for low in (clean, (clean.clamp_min(0.01).log() + noise).softmax(1)):
         mixed = ua.upsample(guide, low, signal_is="prediction", discriminants=False, diffusions=0)
         own, other = prominence(low, None), prominence(area(mixed, GRID)[0], None)
         lesser = torch.minimum(own, other)
         part = lesser.sum() / own.sum()
-        factors = discriminants.followed(mixed, low, None)
-        trust = discriminants.CONFIRMED * part**discriminants.POWER
-        assert (factors - trust * lesser).abs().max() < 1e-5
+        of_cells, of_map = discriminants.confirmed(mixed, low, None)
+        assert (of_cells - lesser).abs().max() < 1e-5 and abs(of_map.item() - part) < 1e-5
+        factors = discriminants.followed(of_cells, of_map)
+        assert (factors - discriminants.CONFIRMED * part**discriminants.POWER * lesser).abs().max() < 1e-5
         ratios.append(float((factors / lesser.clamp_min(1e-6)).max()))
+        widths.append(discriminants.widening(of_map).item())
     assert ratios[1] < 0.6 * ratios[0], ratios
-    both = discriminants.followed(torch.cat([mixed, mixed.flip(2)]), torch.cat([low, low.flip(2)]), None)
-    assert (both[:1] - factors).abs().max() < 1e-5  # an image of a batch is judged by itself
+    assert widths[0] == 1 and 1.1 < widths[1] <= discriminants.WIDEST, widths
+    both = discriminants.confirmed(torch.cat([mixed, mixed.flip(2)]), torch.cat([low, low.flip(2)]), None)
+    assert (both[0][:1] - of_cells).abs().max() < 1e-5  # an image of a batch is judged by itself
+    assert (both[1] - of_map).abs().max() < 1e-5
     valid = torch.ones(1, *GRID, dtype=torch.bool)
     valid[0, 2:4, 3:5] = False
-    holes = discriminants.followed(mixed, low.masked_fill(~valid[:, None], 0.5), valid)
+    holes, _ = discriminants.confirmed(mixed, low.masked_fill(~valid[:, None], 0.5), valid)
     assert not holes[~valid].any() and holes[valid].any()
-    assert not discriminants.followed(mixed, torch.full_like(low, 0.5), None).any()  # all cells alike
+    of_cells, of_map = discriminants.confirmed(mixed, torch.full_like(low, 0.5), None)  # all cells alike
+    assert not of_cells.any() and of_map.item() == 1
+
+
+def test_noise_of_tokens_is_averaged_over_more_cells_and_only_in_its_own_image_of_a_batch(monkeypatch):
+    guide, labels = two_colours(0.02)
+    clean = seen(labels)
+    noise = 2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    noisy = (clean.clamp_min(0.01).log() + noise).softmax(1)
+    options = {"signal_is": "prediction", "diffusions": 0}
+    alone, sure = (ua.upsample(guide, low, **options) for low in (noisy, clean))
+    both = ua.upsample(guide.expand(2, -1, -1, -1), torch.cat([clean, noisy]), **options)
+    assert (both - torch.cat([sure, alone])).abs().max() < 1e-5
+    monkeypatch.setattr(discriminants, "WIDEST", 1.0)
+    narrow = ua.upsample(guide, noisy, **options)
+    wrong, before = ((result.argmax(1) != labels).float().mean().item() for result in (alone, narrow))
+    assert wrong < 0.2 * before and before > 0.02, (wrong, before)
+    assert torch.equal(ua.upsample(guide, clean, **options), sure)
 
 
 def test_a_guide_that_says_nothing_adds_nothing():
@@ -334,7 +356,7 @@ def test_gradients_to_the_signal():
         """What is learned from the signal is taken as given: so the finite differences must take it, too."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(discriminants, "learn", lambda *_: evidence)
-            patch.setattr(discriminants, "followed", lambda _, signal, valid: torch.full_like(signal[:, 0], 0.7))
+            patch.setattr(discriminants, "confirmed", lambda *_: (torch.full((1, 3, 4), 0.7), torch.tensor([[[0.6]]])))
             return ua.upsample(guide, values.softmax(1), **options)
 
     assert torch.autograd.gradcheck(fixed, (raw.requires_grad_(),))
