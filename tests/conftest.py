@@ -1,7 +1,11 @@
 """What all tests share: real samples with ground truth, where they are at hand; Triton's interpreter without a GPU."""
 
+import dataclasses
+import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Workers side by side (pytest -n) share the cores; read when PyTorch and Numba are imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -15,6 +19,40 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # Read when a kernel is decorated, so it must be set before any of ours is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def spare_the_interpreter() -> None:
+    """Leave out what Triton's interpreter does again and again to no effect, half of its time.
+
+    It replaces the functions of Triton's language before each launch, and anew in every call within it, where they are
+    replaced already; and it computes whether integers overflow, to throw that away unless it debugs.
+    """
+    from triton.runtime import interpreter
+
+    patch, builder = interpreter._patch_lang, interpreter.interpreter_builder
+    patched: set[int] = set()  # globals of the modules whose functions the launch under way has called
+
+    def patch_once(function: Callable) -> Any:
+        if id(function.__globals__) in patched:
+            return None
+        scope = patch(function)
+        patched.add(id(function.__globals__))
+        restore = scope.restore  # called for the kernel itself, when its launch is over
+
+        def restore_and_forget() -> None:
+            patched.clear()
+            restore()
+
+        scope.restore = restore_and_forget
+        return scope
+
+    interpreter._patch_lang = patch_once
+    if not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    spare_the_interpreter()
 
 
 @pytest.fixture(scope="session")
