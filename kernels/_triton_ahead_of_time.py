@@ -31,15 +31,23 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 class Report:
     """What the assembler made of a case.
 
-    stack: bytes a thread, 0 without spills. shared: bytes a program. loop: how often each operation stands in the
-    innermost loop that takes the exponentials (the longest, if none does), which is where the time goes; empty where
-    there is none.
+    stack: bytes a thread, 0 without spills. shared: bytes a program.
     """
 
     registers: int
     stack: int
     shared: int
-    loop: Mapping[str, int]
+    cubin: bytes
+
+    @functools.cached_property
+    def loop(self) -> Mapping[str, int]:
+        """How often each operation stands in the innermost loop that takes the exponentials (the longest, if none
+        does), which is where the time goes; empty where there is none. Disassembled when asked for: half a second.
+        """
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin)
+            file.flush()
+            return _loop(_cuobjdump("-sass", file.name))
 
 
 def assemble(source: ASTSource, capability: int, warps: int, stages: int) -> Report:
@@ -52,8 +60,7 @@ def assemble(source: ASTSource, capability: int, warps: int, stages: int) -> Rep
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        registers, stack = _usage(file.name)
-        return Report(registers, stack, compiled.metadata.shared, _loop(_cuobjdump("-sass", file.name)))
+        return Report(*_usage(file.name), compiled.metadata.shared, compiled.asm["cubin"])
 
 
 def _usage(cubin: str) -> tuple[int, int]:
