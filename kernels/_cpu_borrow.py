@@ -1,9 +1,11 @@
-"""What the Numba loops of all operators share: arrays whose references nobody counts."""
+"""What the Numba loops of all operators share: arrays without counts of references, arguments that share no memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -23,3 +25,21 @@ def borrow(typing_context: Any, array: Any) -> Any:
         return struct._getvalue()
 
     return array(array), generate
+
+
+@intrinsic
+def apart(typing_context: Any) -> Any:
+    """Says of the arguments of the function that calls this what `restrict` says in C: what one of them is used to
+    write, no other one is used to read or write there.
+
+    Otherwise LLVM compares before every loop where all of its arrays begin and end, which for a row of 224 pixels in
+    ten arrays takes a fifth of the time.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        for argument in builder.function.args:
+            if isinstance(argument.type, ir.PointerType):
+                argument.add_attribute("noalias")
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -1,8 +1,8 @@
 """The loops of the `cpu` backend, compiled by Numba: one channel of one image at a time, which stays in the cache, so
 that all steps cost what one pass over the memory costs. Every inner loop has unit stride and vectorises.
 
-An axis of the grid is a table by pixel: the first cell that a pixel lies in, and the share of the pixel in it; the rest
-of the pixel lies in the next cell.
+Columns are a table by pixel: the first cell that a pixel lies in, and the share of the pixel in it; the rest of the
+pixel lies in the next cell. Rows are a table of runs: rows in succession of which this is the same.
 """
 
 from __future__ import annotations
@@ -12,34 +12,39 @@ from collections import namedtuple
 import numba
 import numpy as np
 
-from kernels._cpu_borrow import borrow
+from kernels._cpu_borrow import apart, borrow
 from kernels._cpu_device import empty
 
 # One image. across and down (H, W): to the next pixel and to the one below, 0 where there is none; valid (h, w), the
-# share that a cell gives back; row_cell, row_part: first cell of every pixel row, and how much of the row lies in it;
-# col_part: likewise; col_start (w + 1): of every cell the first pixel column that begins in it; area: pixels a cell;
-# steps (n, 3): keep, momentum and rate of every step (`kernels.diffusion._schedule`).
-Problem = namedtuple("Problem", "across down valid row_cell row_part col_start col_part area steps")
+# share that a cell gives back; run (H), the run of every row; run_cell, run_part (R): first cell of every run, and how
+# much of each row lies in it; col_part (W): likewise of every column; col_start (w + 1): of every cell the first pixel
+# column that begins in it; area: pixels a cell; steps (n, 3): keep, momentum and rate of every step
+# (`kernels.diffusion._schedule`).
+Problem = namedtuple("Problem", "across down valid run run_cell run_part col_start col_part area steps")
 # Scratch of one thread. plane (H, W): an iterate; rows (2, more than W): the row that flows and the one below it, by
-# turns; falling (W,): what flows into the row from above; columns (h, W): sums over the pixels of every row of cells;
-# lacking (h, w): of the last step; given (2, h, W): what every row of cells gives to its pixels, of the last two steps
-# by turns; nothing (h, w): zeros.
-Work = namedtuple("Work", "plane rows falling columns lacking given nothing")
+# turns; falling (W,): what flows into the row from above; sums (R, W): of the rows of every run; columns (h, W): of
+# every row of cells; lacking (h, w): of the last step; given (2, R, W): what every run gets, of the last two steps by
+# turns; nothing (h, w): zeros.
+Work = namedtuple("Work", "plane rows falling sums columns lacking given nothing")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 ZERO, ONE = np.float32(0), np.float32(1)
 VECTOR = 8  # numbers; rows of scratch start with one, and end one later than needed: they are read one pixel too far
 
 
-def make_work(height: int, width: int, rows: int, cols: int) -> Work:
+def make_work(height: int, width: int, rows: int, cols: int, runs: int) -> Work:
     """Scratch memory for one thread."""
+    # Rows of scratch lie at other places of a page than those of the planes, some of whose widths fill pages: of too
+    # many at one place the first-level cache keeps none.
+    wide = (width // VECTOR + 2) * VECTOR
     work = Work(
         plane=empty(height, width),
-        rows=empty(2, (width // VECTOR + 2) * VECTOR),
-        falling=empty(width),
+        rows=empty(2, wide),
+        falling=empty(wide + VECTOR),
+        sums=empty(runs, wide),
         columns=empty(rows, width),
         lacking=np.empty((rows, cols), np.float32),
-        given=empty(2, rows, width),
+        given=empty(2, runs, wide),
         nothing=np.zeros((rows, cols), np.float32),
     )
     work.rows[:] = 0  # what nothing flows to must be finite all the same
@@ -59,10 +64,10 @@ def diffuse_planes(problem, work, out, signal):
         other[:] = ZERO
         work.given[:] = ZERO
         for k in range(len(problem.steps)):
-            _step(x, other, work.given[k % 2], work.given[(k + 1) % 2], problem.steps[k], problem, work)
+            _step(x, other, problem.steps[k], work.given[k % 2], work.given[(k + 1) % 2], problem, work)
             _ask(problem, work, signal[channel], work.given[(k + 1) % 2])
             x, other = other, x
-        _give(x, work.given[len(problem.steps) % 2], problem, out[channel])
+        _give(x, work.given[len(problem.steps) % 2], problem.run, out[channel])
 
 
 @compiled
@@ -79,94 +84,101 @@ def transposed_planes(problem, work, out, d_signal):
         other[:] = ZERO
         work.given[:] = ZERO
         d_signal[channel] = ZERO
-        _sum_rows(x, problem, work.columns)
+        _sum_rows(x, problem.run, work.sums)
         for k in range(len(problem.steps)):
             _ask(problem, work, work.nothing, work.given[k % 2])
             for i in range(work.lacking.shape[0]):
                 for j in range(work.lacking.shape[1]):
                     d_signal[channel, i, j] -= problem.area * work.lacking[i, j]
-            _step(x, other, work.given[k % 2], work.given[(k + 1) % 2], problem.steps[k], problem, work)
+            _step(x, other, problem.steps[k], work.given[k % 2], work.given[(k + 1) % 2], problem, work)
             x, other = other, x
         out[channel] = x
 
 
 @compiled
-def _step(x, result, given, given_before, by, problem, work):
+def _step(x, result, by, given, given_before, problem, work):
     """One pass over a plane: `result`, which is the iterate before `x`, becomes the one after it.
 
-    Both are without what their cells give: `given`, `given_before`. `work.columns` become the sums of the result.
+    Both are without what their cells give: `given`, `given_before`. `work.sums` become those of the result.
     """
     # Slices of rows and functions of them would be easier to read, and count references: 30 calls a row.
-    height, width = x.shape
+    apart()
     keep, momentum, rate = by[0], by[1], by[2]
-    across, down, row_cell, row_part = problem.across, problem.down, problem.row_cell, problem.row_part
-    rows, falling, columns = work.rows, work.falling, work.columns
+    across, down, run = problem.across, problem.down, problem.run
+    rows, falling, sums = work.rows, work.falling, work.sums
+    height, width = x.shape
     falling[:] = ZERO
-    columns[:] = ZERO
-    for ahead in range(height + 1):
-        i, here, below = ahead - 1, (ahead + 1) % 2, ahead % 2
-        if ahead < height:  # what flows: the row and what its cells give
-            cell, part = row_cell[ahead], row_part[ahead]
-            for j in range(width):
-                rows[below, j] = x[ahead, j] + part * given[cell, j]
-            if part < ONE:
-                for j in range(width):
-                    rows[below, j] += (ONE - part) * given[cell + 1, j]
-        if i < 0:
-            continue
-        cell, part = row_cell[i], row_part[i]
-        if part < ONE:
-            for j in range(width):
-                result[i, j] += (ONE - part) * given_before[cell + 1, j]
+    sums[:] = ZERO
+    for j in range(width):
+        rows[0, j] = x[0, j] + given[0, j]
+    for i in range(height):
+        here, below, ahead = i % 2, (i + 1) % 2, min(i + 1, height - 1)  # below the last row, where nothing flows
+        own, other = run[i], run[ahead]
         left = ZERO
         for j in range(width):  # each flow is computed once for both pixels
-            y = rows[here, j]
+            y, under = rows[here, j], x[ahead, j] + given[other, j]
             right = across[i, j] * (rows[here, j + 1] - y)
-            fallen = down[i, j] * (rows[below, j] - y)
-            moved = y - (result[i, j] + part * given_before[cell, j])
-            result[i, j] = keep * y + momentum * moved + rate * ((right - left) + (fallen - falling[j]))
-            left, falling[j] = right, fallen
-        for j in range(width):
-            columns[cell, j] += part * result[i, j]
-        if part < ONE:
-            for j in range(width):
-                columns[cell + 1, j] += (ONE - part) * result[i, j]
+            fallen = down[i, j] * (under - y)
+            moved = y - (result[i, j] + given_before[own, j])
+            new = keep * y + momentum * moved + rate * ((right - left) + (fallen - falling[j]))
+            result[i, j] = new
+            sums[own, j] += new
+            left, falling[j], rows[below, j] = right, fallen, under
 
 
 @compiled
-def _give(x, given, problem, out):
-    """`x` with what its rows of cells give."""
+def _give(x, given, run, out):
+    """`x` with what its runs give."""
     for i in range(x.shape[0]):
-        cell, part = problem.row_cell[i], problem.row_part[i]
         for j in range(x.shape[1]):
-            out[i, j] = x[i, j] + part * given[cell, j]
-        if part < ONE:
-            for j in range(x.shape[1]):
-                out[i, j] += (ONE - part) * given[cell + 1, j]
+            out[i, j] = x[i, j] + given[run[i], j]
 
 
 @compiled
-def _sum_rows(x, problem, columns):
-    """Sums over the pixels of every row of cells, column by column."""
-    columns[:] = ZERO
+def _sum_rows(x, run, sums):
+    """Sums over the rows of every run, column by column."""
+    sums[:] = ZERO
     for i in range(x.shape[0]):
-        cell, part = problem.row_cell[i], problem.row_part[i]
         for j in range(x.shape[1]):
-            columns[cell, j] += part * x[i, j]
-        if part < ONE:
-            for j in range(x.shape[1]):
-                columns[cell + 1, j] += (ONE - part) * x[i, j]
+            sums[run[i], j] += x[i, j]
 
 
 @compiled
 def _ask(problem, work, wanted, given):
-    """What cells lack of what is wanted, from the sums in `work.columns`, and what that gives to their pixels."""
+    """What cells lack of what is wanted, from `work.sums`, and what that gives to the pixels of every run."""
     cells = work.lacking
+    _runs_to_cells(work.sums, problem.run_cell, problem.run_part, work.columns)
     _sum_columns(work.columns, problem, cells)
     for i in range(cells.shape[0]):
         for j in range(cells.shape[1]):
             cells[i, j] = problem.valid[i, j] * (wanted[i, j] - cells[i, j])
-    _widen(cells, problem, given)
+    _widen(cells, problem, work.columns)
+    _cells_to_runs(work.columns, problem.run_cell, problem.run_part, given)
+
+
+@compiled
+def _runs_to_cells(sums, run_cell, run_part, columns):
+    """Sums over the rows of every run -> over those of every row of cells."""
+    columns[:] = ZERO
+    for run in range(sums.shape[0]):
+        cell, part = run_cell[run], run_part[run]
+        for j in range(columns.shape[1]):
+            columns[cell, j] += part * sums[run, j]
+        if part < ONE:
+            for j in range(columns.shape[1]):
+                columns[cell + 1, j] += (ONE - part) * sums[run, j]
+
+
+@compiled
+def _cells_to_runs(columns, run_cell, run_part, given):
+    """What rows of cells give -> what their runs get."""
+    for run in range(given.shape[0]):
+        cell, part = run_cell[run], run_part[run]
+        for j in range(columns.shape[1]):
+            given[run, j] = part * columns[cell, j]
+        if part < ONE:
+            for j in range(columns.shape[1]):
+                given[run, j] += (ONE - part) * columns[cell + 1, j]
 
 
 @compiled
@@ -201,8 +213,9 @@ def _borrow_problem(problem):
         borrow(problem.across),
         borrow(problem.down),
         borrow(problem.valid),
-        borrow(problem.row_cell),
-        borrow(problem.row_part),
+        borrow(problem.run),
+        borrow(problem.run_cell),
+        borrow(problem.run_part),
         borrow(problem.col_start),
         borrow(problem.col_part),
         problem.area,
@@ -216,6 +229,7 @@ def _borrow_work(work):
         borrow(work.plane),
         borrow(work.rows),
         borrow(work.falling),
+        borrow(work.sums),
         borrow(work.columns),
         borrow(work.lacking),
         borrow(work.given),

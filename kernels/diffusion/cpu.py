@@ -62,7 +62,7 @@ class _Diffuse(torch.autograd.Function):
 
         def work(image: int, some: slice) -> None:
             loops, problem = _loops(), problems[image]
-            scratch = loops.make_work(*out.shape[2:], *problem.valid.shape)
+            scratch = loops.make_work(*out.shape[2:], *problem.valid.shape, len(problem.run_cell))
             loops.diffuse_planes(problem, scratch, out[image, some], wanted[image, some])
 
         _for_all(work, *start.shape[:2])
@@ -76,7 +76,7 @@ class _Diffuse(torch.autograd.Function):
 
         def work(image: int, some: slice) -> None:
             loops, problem = _loops(), ctx.problems[image]._replace(steps=steps)
-            scratch = loops.make_work(*d_start.shape[2:], *problem.valid.shape)
+            scratch = loops.make_work(*d_start.shape[2:], *problem.valid.shape, len(problem.run_cell))
             loops.transposed_planes(problem, scratch, d_start[image, some], d_signal[image, some])
 
         _for_all(work, *d_start.shape[:2])
@@ -97,7 +97,7 @@ def _problems(
 ) -> list[Any]:
     """What the loops take, one entry an image."""
     (height, width), (rows, cols) = start.shape[-2:], signal.shape[-2:]
-    row_cell, row_part = _axis(height, rows)
+    run, run_cell, run_part = _runs(height, rows)
     col_cell, col_part = _axis(width, cols)
     mask = torch.ones(len(start), rows, cols) if valid is None else valid.float()
     maps = empty(2, len(start), height, width)
@@ -108,8 +108,9 @@ def _problems(
             across=maps[0, image],
             down=maps[1, image],
             valid=shares[image],
-            row_cell=row_cell,
-            row_part=row_part,
+            run=run,
+            run_cell=run_cell,
+            run_part=run_part,
             col_start=np.searchsorted(col_cell, np.arange(cols + 1)),
             col_part=col_part,
             area=np.float32(height * width / (rows * cols)),
@@ -131,6 +132,14 @@ def _axis(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     part = overlap[first, torch.arange(size)]
     part[part > 1 - 1e-6] = 1
     return first.numpy().astype(np.int64), part.numpy().astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _runs(size: int, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels in succession of which `_axis` is the same: the run of every pixel, and of every run the two entries."""
+    cell, part = _axis(size, cells)
+    begins = np.append(True, (np.diff(cell) != 0) | (np.diff(part) != 0))
+    return np.cumsum(begins) - 1, cell[begins], part[begins]
 
 
 def _floats(tensor: Tensor) -> np.ndarray:
