@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 from kernels._cpu_borrow import borrow
+from kernels._cpu_device import empty
 from kernels._cpu_exp2 import bits_of_float, exp2, ordered
 
 TILE = 256
@@ -57,8 +58,10 @@ compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True
 def make_work(channels: int, candidates: int, max_radius: int) -> Work:
     """Scratch memory for one thread: a guide of so many channels, so many candidates, this largest radius."""
     rows = -(-candidates // 8) * 8
+    pixels, weights = empty(COLOUR + -(-channels // 3) * 3, TILE), empty(rows, TILE)
+    pixels[:], weights[:] = 0, 0  # what lies behind a tile's pixels is mixed, too, and must be finite
     return Work(
-        pixels=np.zeros((COLOUR + -(-channels // 3) * 3, TILE), np.float32),
+        pixels=pixels,
         box=np.empty((2 + channels, 2), np.float32),
         keys=np.empty((rows, 2), np.int64),
         bias=np.empty(rows, np.float32),
@@ -66,8 +69,8 @@ def make_work(channels: int, candidates: int, max_radius: int) -> Work:
         slots=np.empty((2 * max_radius + 1) ** 2, np.int64),
         cells=np.empty((rows, 3), np.int64),
         places=np.empty((rows, 2), np.float32),
-        distances=np.empty((rows, TILE), np.float32),
-        weights=np.empty((rows, TILE), np.float32),
+        distances=empty(rows, TILE),
+        weights=weights,
     )
 
 
@@ -490,10 +493,11 @@ def render_tiles(problem, work, first, last, mixed, out):
     for t in range(first, last):
         row, col, top, bottom, left, right = problem.tiles[t]
         n = (bottom - top) * (right - left)
+        whole = (n + VECTOR - 1) // VECTOR * VECTOR  # a few pixels more take less time than those after the last vector
         count = _weigh_tile(problem, work, row, col, top, bottom, left, right)
         for c in range(0, channels, block):
             end = min(c + block, channels)
-            _mix(work.weights, work.cells, count, problem.signal, c, end, mixed, n)
+            _mix(work.weights, work.cells, count, problem.signal, c, end, mixed, whole)
             _store_tile(mixed, work.pixels, out, c, end, top, bottom, left, right)
 
 

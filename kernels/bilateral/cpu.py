@@ -142,7 +142,7 @@ class _Render(torch.autograd.Function):
 
         def work(image: int, band: _Band) -> None:
             loops, problem = _loops(), problems[image]
-            mixed = np.empty((min(loops.CHANNELS, signal.shape[1]), loops.TILE), np.float32)
+            mixed = empty(min(loops.CHANNELS, signal.shape[1]), loops.TILE)
             loops.render_tiles(problem, _work(problem), band.first_tile, band.last_tile, mixed, out[image])
 
         for _ in _in_bands(work, len(guide), layout):
