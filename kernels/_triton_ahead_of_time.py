@@ -31,11 +31,12 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 class Report:
     """What the assembler made of a case.
 
-    stack: bytes a thread, 0 without spills. shared: bytes a program.
+    registers: a thread. stack, local: bytes a thread, both 0 without spills. shared: bytes a program. cubin: the code.
     """
 
     registers: int
     stack: int
+    local: int
     shared: int
     cubin: bytes
 
@@ -44,10 +45,7 @@ class Report:
         """How often each operation stands in the innermost loop that takes the exponentials (the longest, if none
         does), which is where the time goes; empty where there is none. Disassembled when asked for: half a second.
         """
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(self.cubin)
-            file.flush()
-            return _loop(_cuobjdump("-sass", file.name))
+        return _loop(_cuobjdump("-sass", self.cubin))
 
 
 def assemble(source: ASTSource, capability: int, warps: int, stages: int) -> Report:
@@ -57,19 +55,17 @@ def assemble(source: ASTSource, capability: int, warps: int, stages: int) -> Rep
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": warps, "num_stages": stages},
     )
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        return Report(*_usage(file.name), compiled.metadata.shared, compiled.asm["cubin"])
+    cubin = compiled.asm["cubin"]
+    return Report(*_usage(cubin), compiled.metadata.shared, cubin)
 
 
-def _usage(cubin: str) -> tuple[int, int]:
-    """Registers and bytes of stack a thread."""
+def _usage(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, bytes of stack and of local memory a thread."""
     text = _cuobjdump("-res-usage", cubin)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of registers: {text!r}")
-    return int(found.group(1)), int(found.group(2))
+    return int(found.group(1)), int(found.group(2)), int(found.group(3))
 
 
 def _loop(sass: str) -> Counter[str]:
@@ -86,9 +82,12 @@ def _loop(sass: str) -> Counter[str]:
     return max(mixes, key=lambda mix: (mix["MUFU"], mix.total()), default=Counter())
 
 
-def _cuobjdump(what: str, cubin: str) -> str:
-    command = [triton.knobs.nvidia.cuobjdump.path, what, cubin]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _cuobjdump(what: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def compile_all(

@@ -25,16 +25,19 @@ def spare_the_interpreter() -> None:
     """Leave out what Triton's interpreter does again and again to no effect, half of its time.
 
     It replaces the functions of Triton's language before each launch, and anew in every call within it, where they are
-    replaced already; and it computes whether integers overflow, to throw that away unless it debugs.
+    replaced already; and it computes whether integers overflow, to throw that away unless it debugs. These are private
+    matters of Triton: where they have other names it stays as slow as it is.
     """
     from triton.runtime import interpreter
 
+    if not all(hasattr(interpreter, name) for name in ("_patch_lang", "_LangPatchScope", "interpreter_builder")):
+        return
     patch, builder = interpreter._patch_lang, interpreter.interpreter_builder
     patched: set[int] = set()  # globals of the modules whose functions the launch under way has called
 
     def patch_once(function: Callable) -> Any:
         if id(function.__globals__) in patched:
-            return None
+            return interpreter._LangPatchScope()  # nothing to restore
         scope = patch(function)
         patched.add(id(function.__globals__))
         restore = scope.restore  # called for the kernel itself, when its launch is over

@@ -52,7 +52,8 @@ class FitConfig:
             what it leaves (`ua.regression`).
         discriminants: whether predicted class probabilities are mixed as logarithms, to which is added what local
             linear discriminants of the guide, learned from the probabilities themselves, say within cells
-            (`ua.discriminants`).
+            (`ua.discriminants`). How noisy they are is judged by what Gaussians of `default`'s `sigma` make of them;
+            greater ones make every map look noisy.
         first_order: whether renders correct the weights so that linear ramps are nearly reproduced (`ua.first_order`);
             results may then leave the range of the signal. A fit steps the plain weights all the same.
         signal_is: whether the LR signal is the "average" of the truth under its cells (a downsampled depth map), which

@@ -29,9 +29,10 @@ WITHIN = 2.0  # standard deviation in pixels of the windows of deviations
 WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in, cells; 2 and 8 are a little worse
 RIDGE = 3e-4  # on the diagonal of the covariance, squared guide units; 1e-4 is as good, 1e-3 a little worse
 # What cells are followed by grows with this power of how much of the map the guide confirms: so much of the lesser
-# prominence where it confirms all. Powers of 3 to 8, each about 1 at .7, trade noisy maps for clean ones.
+# prominence where it confirms all. 3 q^3 to 10 q^8: the higher the power, the better noisy maps, the worse clean ones.
 CONFIRMED, POWER = 7.0, 6
-# Maps of which it confirms less than this are mixed by Gaussians wider by a power of what is missing, at most so much.
+# Maps of which it confirms less than this, mixed by Gaussians of .9 cell, are mixed by wider ones: by a power of the
+# ratio, at most so much.
 CLEAN, WIDENING, WIDEST = 0.75, 3, 2.0
 MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.6, other maps 1; 5 is as good
 NEWTON = 5  # steps of a concave problem of one unknown; four digits after 4
@@ -94,7 +95,7 @@ def confirmed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> tup
 
     Returns:
         of every cell, (B, h, w) in [0, `ua.refinement.FOLLOWED`], 0 where it is not valid; of the map, (B, 1, 1) in
-        [0, 1].
+        [0, 1], 1 where no cell stands out.
     """
     with torch.no_grad():
         backed = averages(found, probabilities, None if valid is None else ~found.isnan()[:, 0])

@@ -61,8 +61,9 @@ class Fit:
     def render(self, signal: Any, valid: Any = None) -> Tensor:
         """Mix an LR signal (B, C, h, w), (C, h, w) or (h, w) up to (B, C, H, W); see `ua.render`.
 
-        With `config.leave_one_out` the Gaussians are first adapted to the signal (and not kept), unless they require
-        gradients. Gradients to the signal take as given whatever is chosen by looking at it: these Gaussians, what
+        The Gaussians are first adapted to the signal (and not kept), unless they require gradients: by leave-one-out
+        steps with `config.leave_one_out`; with `config.discriminants` they are wider for noisy maps of classes.
+        Gradients to the signal take as given whatever is chosen by looking at it: these Gaussians, what
         `signal_is="auto"` decides, what discriminants say, how closely each cell of a prediction is followed.
 
         Raises:

@@ -41,8 +41,8 @@ def render(
     leaves of features (`ua.regression`); with `config.discriminants` predicted class probabilities are mixed as
     logarithms, with what discriminants of the guide say within cells (`ua.discriminants`). Whether a signal is the
     average of a truth or a prediction, `config.signal_is` says. Averages of labels are sharpened in
-    `config.assignments` rounds (`kernels.assignment`). The Gaussians are those given: `config.leave_one_out` is the
-    matter of `Fit.render`.
+    `config.assignments` rounds (`kernels.assignment`). The Gaussians are those given: `config.leave_one_out`, and wider
+    ones for noisy maps of classes, are the matter of `Fit.render`.
 
     Args:
         signal: (B, C, h, w), (C, h, w) or (h, w), floating point, any units.
@@ -111,7 +111,7 @@ def _render(
     if config.discriminants:
         classes = are_probabilities(signal, valid).to(averages.device) & ~averages
     if bool(classes.all()):
-        return _render_classes(signal, guide, gaussians, valid, config, backend)
+        return _render_classes(signal, guide, gaussians, valid, config, backend, adapt=adapt)
     if not bool(classes.any()):
         return _render_values(signal, guide, gaussians, valid, config, averages, backend, adapt=adapt)
     result = guide.new_empty((*signal.shape[:2], *guide.shape[-2:]), dtype=signal.dtype)
@@ -152,8 +152,13 @@ def _render_classes(
     valid: Tensor | None,
     config: FitConfig,
     backend: str,
+    *,
+    adapt: bool,
 ) -> Tensor:
-    """Predicted class probabilities: as logarithms, with what discriminants of the guide say within cells."""
+    """Predicted class probabilities: as logarithms, with what discriminants of the guide say within cells.
+
+    adapt: whether a noisy map is mixed by wider Gaussians than those given.
+    """
     evidence, trust = discriminants.learn(signal, guide, valid)
     evidence = evidence.to(signal.dtype)
     logarithms = discriminants.to_logarithms(signal)
@@ -165,9 +170,9 @@ def _render_classes(
 
     out, of_cells, of_map = mixture(gaussians)
     wider = discriminants.widening(of_map)
-    if bool((wider > 1).any()):
+    if adapt and not are_stepped(gaussians) and bool((wider > 1).any()):
         wide = gaussians._replace(sigma_x=gaussians.sigma_x * wider, sigma_y=gaussians.sigma_y * wider)
-        out, of_cells, _ = mixture(wide)
+        out, of_cells, _ = mixture(wide)  # a wider mixture confirms less of any map, so how noisy it is was said above
     if config.diffusions:  # nothing else refines a prediction
         predictions = torch.zeros(len(signal), dtype=torch.bool)
         follow = discriminants.followed(of_cells, of_map)
@@ -211,10 +216,9 @@ def adapted(
 ) -> Gaussians:
     """The Gaussians for this signal: those given, or, of averages, what `config.leave_one_out` steps make of them.
 
-    Gaussians that somebody else is stepping (they require gradients) stay as they are.
+    Gaussians that somebody else is stepping stay as they are.
     """
-    stepped = any(lr_map.requires_grad for lr_map in gaussians)
-    if not config.leave_one_out or stepped or not bool(averages.any()):
+    if not config.leave_one_out or are_stepped(gaussians) or not bool(averages.any()):
         return gaussians
     grid = inputs.grid_of(signal)
     found = leave_one_out.fit(
@@ -229,6 +233,11 @@ def adapted(
     )
     kinds = averages.to(guide.device)[:, None, None]
     return Gaussians(*(torch.where(kinds, *pair) for pair in zip(found, gaussians, strict=True)))
+
+
+def are_stepped(gaussians: Gaussians) -> bool:
+    """Whether somebody is fitting them: they require gradients."""
+    return any(lr_map.requires_grad for lr_map in gaussians)
 
 
 def averages_of(signal: Tensor, valid: Tensor | None, config: FitConfig) -> Tensor:

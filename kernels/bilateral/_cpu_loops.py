@@ -58,8 +58,8 @@ compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True
 def make_work(channels: int, candidates: int, max_radius: int) -> Work:
     """Scratch memory for one thread: a guide of so many channels, so many candidates, this largest radius."""
     rows = -(-candidates // 8) * 8
-    pixels, weights = empty(COLOUR + -(-channels // 3) * 3, TILE), empty(rows, TILE)
-    pixels[:], weights[:] = 0, 0  # what lies behind a tile's pixels is mixed, too, and must be finite
+    pixels = empty(COLOUR + -(-channels // 3) * 3, TILE)
+    pixels[:] = 0  # channels that fill up a last group of three stay 0
     return Work(
         pixels=pixels,
         box=np.empty((2 + channels, 2), np.float32),
@@ -70,7 +70,7 @@ def make_work(channels: int, candidates: int, max_radius: int) -> Work:
         cells=np.empty((rows, 3), np.int64),
         places=np.empty((rows, 2), np.float32),
         distances=empty(rows, TILE),
-        weights=weights,
+        weights=empty(rows, TILE),
     )
 
 

@@ -22,9 +22,9 @@ from kernels._cpu_device import empty
 # (`kernels.diffusion._schedule`).
 Problem = namedtuple("Problem", "across down valid run run_cell run_part col_start col_part area steps")
 # Scratch of one thread. plane (H, W): an iterate; rows (2, more than W): the row that flows and the one below it, by
-# turns; falling (W,): what flows into the row from above; sums (R, W): of the rows of every run; columns (h, W): of
-# every row of cells; lacking (h, w): of the last step; given (2, R, W): what every run gets, of the last two steps by
-# turns; nothing (h, w): zeros.
+# turns; falling (W,): what flows into the row from above; sums (R, more than W): of the rows of every run; columns
+# (h, W): of every row of cells, and then what these give; lacking (h, w): of the last step; given (2, R, more than W):
+# what every run gets, of the last two steps by turns; nothing (h, w): zeros.
 Work = namedtuple("Work", "plane rows falling sums columns lacking given nothing")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
@@ -34,13 +34,13 @@ VECTOR = 8  # numbers; rows of scratch start with one, and end one later than ne
 
 def make_work(height: int, width: int, rows: int, cols: int, runs: int) -> Work:
     """Scratch memory for one thread."""
-    # Rows of scratch lie at other places of a page than those of the planes, some of whose widths fill pages: of too
-    # many at one place the first-level cache keeps none.
-    wide = (width // VECTOR + 2) * VECTOR
+    # An odd number of vectors: rows of scratch then lie at many places of a page. Of too many at one place, as where
+    # rows fill pages, the first-level cache keeps none.
+    wide = (width // VECTOR + 2 | 1) * VECTOR
     work = Work(
         plane=empty(height, width),
         rows=empty(2, wide),
-        falling=empty(wide + VECTOR),
+        falling=empty(width),
         sums=empty(runs, wide),
         columns=empty(rows, width),
         lacking=np.empty((rows, cols), np.float32),

@@ -30,8 +30,9 @@ if __name__ == "__main__":
         ahead = importlib.import_module(f"kernels.{operator}._triton_ahead_of_time")
         reports = compile_all(ahead.compile_case, ahead.cases_for(capability), (capability,), 2)
         for (case, _), report in reports.items():
-            # Nothing is spilled without a stack, so only what has one is disassembled.
-            in_loop = report.loop.get("LDL", 0) + report.loop.get("STL", 0) if report.stack else 0
+            # What is spilled lies on the stack or in local memory, so only what has one of them is disassembled.
+            spilled = report.stack or report.local
+            in_loop = report.loop.get("LDL", 0) + report.loop.get("STL", 0) if spilled else 0
             limit = SHARED_LIMIT[capability]
             found.append((capability, f"{operator} {case}", report.stack, in_loop, report.shared, limit))
     print(json.dumps(found))

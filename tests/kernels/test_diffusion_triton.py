@@ -104,8 +104,8 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not list(_triton_launch.parts(problem.start[:0]))
         assert not list(_triton_launch.parts(problem.start[:, :0]))
         again, again_gradients = found(problem)
-        assert torch.equal(again, out)
-        assert all(torch.equal(again_gradients[name], gradients[name]) for name in gradients)
+        assert torch.equal(again, out), planes
+        assert all(torch.equal(again_gradients[name], gradients[name]) for name in gradients), planes
 
 
 @pytest.mark.parametrize("steps", [1, 5])

@@ -1,5 +1,6 @@
 """Predicted classes as logarithms, and linear discriminants of the guide: a naive solution, and what they do."""
 
+import dataclasses
 import math
 
 import pytest
@@ -346,7 +347,8 @@ def test_averages_and_other_signals_are_left_alone():
         assert torch.equal(one, other)
 
 
-def test_gradients_to_the_signal():
+@pytest.mark.parametrize("of_map", [0.6, 1.0])
+def test_gradients_to_the_signal(of_map):
     guide = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     raw = torch.randn(1, 3, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     evidence = discriminants.learn(raw.softmax(1), guide)
@@ -356,9 +358,29 @@ def test_gradients_to_the_signal():
         """What is learned from the signal is taken as given: so the finite differences must take it, too."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(discriminants, "learn", lambda *_: evidence)
-            patch.setattr(discriminants, "confirmed", lambda *_: (torch.full((1, 3, 4), 0.7), torch.tensor([[[0.6]]])))
+            patch.setattr(
+                discriminants, "confirmed", lambda *_: (torch.full((1, 3, 4), 0.7), torch.tensor([[[of_map]]]))
+            )
             return ua.upsample(guide, values.softmax(1), **options)
 
     assert torch.autograd.gradcheck(fixed, (raw.requires_grad_(),))
     ua.upsample(guide, raw.softmax(1), **options)[:, 0].sum().backward()
     assert raw.grad.isfinite().all() and raw.grad.abs().max() > 0
+
+
+def test_given_gaussians_are_not_widened_and_have_gradients():
+    guide = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noisy = torch.randn(1, 3, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(1)
+    fit = ua.fit(guide, grid=(3, 4), preset="default", signal_is="prediction", diffusions=0)
+    seen = []
+
+    def mixed(sigma):
+        return ua.render(noisy, guide, fit.gaussians._replace(sigma_x=sigma), config=fit.config, backend="reference")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discriminants, "widening", lambda of_map: seen.append(of_map) or torch.full_like(of_map, 1.5))
+        given = mixed(fit.gaussians.sigma_x)
+        assert torch.autograd.gradcheck(mixed, (fit.gaussians.sigma_x.clone().requires_grad_(),))
+        stepped = fit.gaussians._replace(sigma_x=fit.gaussians.sigma_x.clone().requires_grad_())
+        left, wide = (dataclasses.replace(fit, gaussians=maps).render(noisy) for maps in (stepped, fit.gaussians))
+    assert seen and (left - given).abs().max() < 1e-6 < (wide - given).abs().max()
