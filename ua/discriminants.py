@@ -30,7 +30,7 @@ WINDOW = 4.0  # of the Gaussian around a cell that discriminants are learned in,
 RIDGE = 3e-4  # on the diagonal of the covariance, squared guide units; 1e-4 is as good, 1e-3 a little worse
 # What cells are followed by grows with this power of how much of the map the guide confirms: so much of the lesser
 # prominence where it confirms all. 3 q^3 to 10 q^8: the higher the power, the better noisy maps, the worse clean ones.
-CONFIRMED, POWER = 7.0, 6
+CONFIRMED, POWER = 10.0, 8
 # Maps of which it confirms less than this, mixed by Gaussians of .9 cell, are mixed by wider ones: by a power of the
 # ratio, at most so much.
 CLEAN, WIDENING, WIDEST = 0.75, 3, 2.0
@@ -87,9 +87,9 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
 
 
 def confirmed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What of the cells of a prediction `found` (B, C, H, W), the mixture of them, confirms; without gradient.
+    """What of the cells of a prediction `found` (B, C, H, W), rendered from them, confirms; without gradient.
 
-    What `ua.refinement.prominence` says of the cell or, if that is less, of what the mixture made of it: what neither
+    What `ua.refinement.prominence` says of the cell or, if that is less, of what rendering made of it: what neither
     the cells around it nor the guide say as well is noise. How much of a map that leaves tells how noisy it is: half
     where tokens are classified one by one, .7 to .8 where a network has looked around.
 

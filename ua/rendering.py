@@ -164,21 +164,33 @@ def _render_classes(
     logarithms = discriminants.to_logarithms(signal)
     rest = logarithms - discriminants.averages(evidence, signal)
 
-    def mixture(maps: Gaussians) -> tuple[Tensor, Tensor, Tensor]:
-        out = _mixed(rest, guide, maps, valid, config, backend) + evidence
-        return out, *discriminants.confirmed(discriminants.to_probabilities(out.detach()), signal, valid)
+    def mixture(maps: Gaussians) -> Tensor:
+        return _mixed(rest, guide, maps, valid, config, backend) + evidence
 
-    out, of_cells, of_map = mixture(gaussians)
+    def confirmed(out: Tensor) -> tuple[Tensor, Tensor]:
+        return discriminants.confirmed(discriminants.to_probabilities(out.detach()), signal, valid)
+
+    out = mixture(gaussians)
+    of_cells, of_map = confirmed(out)
     wider = discriminants.widening(of_map)
     if adapt and not are_stepped(gaussians) and bool((wider > 1).any()):
-        wide = gaussians._replace(sigma_x=gaussians.sigma_x * wider, sigma_y=gaussians.sigma_y * wider)
-        out, of_cells, _ = mixture(wide)  # a wider mixture confirms less of any map, so how noisy it is was said above
+        out = mixture(gaussians._replace(sigma_x=gaussians.sigma_x * wider, sigma_y=gaussians.sigma_y * wider))
+        of_cells, _ = confirmed(out)  # a wider mixture confirms less of any map: how noisy this one is was said above
     if config.diffusions:  # nothing else refines a prediction
-        predictions = torch.zeros(len(signal), dtype=torch.bool)
-        follow = discriminants.followed(of_cells, of_map)
         # Of a guide with so much more contrast, differences smaller by that are edges.
-        out = refine(out, logarithms, trust * guide, valid, config, predictions, backend, follow=follow)
+        diffused = partial(_diffused, signal=logarithms, guide=trust * guide, valid=valid, backend=backend)
+        out = diffused(out, config.replace(diffusions=config.diffusions // 2), discriminants.followed(of_cells, of_map))
+        # Diffusion finds more of the classes' regions than the mixture, so now it is seen better what is noise.
+        out = diffused(out, config, discriminants.followed(*confirmed(out)))
     return discriminants.to_probabilities(out)
+
+
+def _diffused(
+    out: Tensor, config: FitConfig, follow: Tensor, *, signal: Tensor, guide: Tensor, valid: Tensor | None, backend: str
+) -> Tensor:
+    """Refinement of predictions (B, C, H, W) that is told how closely to follow the cells of `signal`."""
+    predictions = torch.zeros(len(signal), dtype=torch.bool)
+    return refine(out, signal, guide, valid, config, predictions, backend, follow=follow)
 
 
 def _mixed(

@@ -155,7 +155,7 @@ def test_edges_count_from_smaller_differences_where_colours_are_trusted(monkeypa
     monkeypatch.setattr(refinement, "conductances", conductances)
     ua.upsample(guide, probabilities, signal_is="prediction")
     assert trust > 1.3
-    torch.testing.assert_close(looked_at, [trust * plain], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(looked_at, [trust * plain] * 2, rtol=1e-4, atol=1e-5)
 
 
 def test_trust_is_the_most_likely_one():
@@ -366,6 +366,29 @@ def test_gradients_to_the_signal(of_map):
     assert torch.autograd.gradcheck(fixed, (raw.requires_grad_(),))
     ua.upsample(guide, raw.softmax(1), **options)[:, 0].sum().backward()
     assert raw.grad.isfinite().all() and raw.grad.abs().max() > 0
+
+
+def test_what_is_noise_is_judged_again_after_a_short_diffusion(monkeypatch):
+    guide, labels = two_colours(0.02)
+    low = seen(labels)
+    judged, followed, real = [], [], (discriminants.confirmed, discriminants.followed)
+
+    def confirmed(found, *rest):
+        judged.append(found.clone())
+        return real[0](found, *rest)
+
+    def loosely(*confirmed):
+        followed.append(real[1](*confirmed))
+        return followed[-1]
+
+    monkeypatch.setattr(discriminants, "confirmed", confirmed)
+    monkeypatch.setattr(discriminants, "followed", loosely)
+    ua.upsample(guide, low, signal_is="prediction", diffusions=7)
+    mixed, diffused = judged
+    plain = ua.upsample(guide, low, signal_is="prediction", diffusions=0)
+    assert (mixed - plain).abs().max() < 1e-5 and (diffused - plain).abs().max() > 0.01
+    torch.testing.assert_close(followed[1], real[1](*real[0](diffused, low, None)))
+    assert (followed[1] - followed[0]).abs().max() > 1e-3
 
 
 def test_given_gaussians_are_not_widened_and_have_gradients():
