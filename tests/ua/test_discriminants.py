@@ -286,6 +286,19 @@ def test_backends_agree(backend):
     assert (ua.upsample(guide, seen(labels), backend=backend, **options) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_backends_agree_in_values_and_gradients_through_both_diffusions(backend):
+    generator = torch.Generator().manual_seed(0)
+    guide, raw = torch.rand(2, 3, *SIZE, generator=generator), 2 * torch.randn(2, 4, *GRID, generator=generator)
+    weights, found = torch.randn(2, 4, *SIZE, generator=generator), []
+    for name, dtype in (("reference", torch.float64), (backend, torch.float32)):
+        values = raw.to(dtype).requires_grad_()
+        out = ua.upsample(guide.to(dtype), values.softmax(1), signal_is="prediction", diffusions=3, backend=name)
+        found.append((out.double(), torch.autograd.grad((out * weights.to(dtype)).sum(), values)[0].double()))
+    for exact, close in zip(*found, strict=True):
+        assert (close - exact).abs().max() < 2e-5 * exact.abs().max()
+
+
 def test_the_order_of_classes_does_not_matter():
     guide, low = two_colours(0.05)[0], classes_of(4)
     one, other = (ua.upsample(guide, some, signal_is="prediction") for some in (low, low.flip(1)))
