@@ -93,6 +93,11 @@ def confirmed(found: Tensor, probabilities: Tensor, valid: Tensor | None) -> tup
     the cells around it nor the guide say as well is noise. How much of a map that leaves tells how noisy it is: half
     where tokens are classified one by one, .7 to .8 where a network has looked around.
 
+    Args:
+        found: (B, C, H, W), class probabilities; NaN where no valid cell is near.
+        probabilities: (B, C, h, w), the prediction.
+        valid: bool (B, h, w), the cells that count; None: all.
+
     Returns:
         of every cell, (B, h, w) in [0, `ua.refinement.FOLLOWED`], 0 where it is not valid; of the map, (B, 1, 1) in
         [0, 1], 1 where no cell stands out.
@@ -114,7 +119,10 @@ def followed(of_cells: Tensor, of_map: Tensor) -> Tensor:
 
 
 def widening(of_map: Tensor) -> Tensor:
-    """How many times wider a map is to be mixed, in [1, `WIDEST`], by what of it is `confirmed`: noise wants a mean."""
+    """How many times wider a map is to be mixed, (B, 1, 1) in [1, `WIDEST`], by what of it is `confirmed`.
+
+    Noise wants a mean of more cells.
+    """
     return (CLEAN / of_map.clamp_min(1e-6)).pow(WIDENING).clamp(1, WIDEST)
 
 
