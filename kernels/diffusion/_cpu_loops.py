@@ -29,6 +29,8 @@ Work = namedtuple("Work", "plane rows falling sums columns lacking given nothing
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 ZERO, ONE = np.float32(0), np.float32(1)
+ROWS = 4  # of cells that are summed up side by side
+BEFORE = np.uint64(1)  # Numba lets signed numbers count from the end, which asks a question of every place
 VECTOR = 8  # numbers; rows of scratch start with one, and end one later than needed: they are read one pixel too far
 
 
@@ -37,13 +39,14 @@ def make_work(height: int, width: int, rows: int, cols: int, runs: int) -> Work:
     # An odd number of vectors: rows of scratch then lie at many places of a page. Of too many at one place, as where
     # rows fill pages, the first-level cache keeps none.
     wide = (width // VECTOR + 2 | 1) * VECTOR
+    whole = -(-rows // ROWS) * ROWS
     work = Work(
         plane=empty(height, width),
         rows=empty(2, wide),
         falling=empty(width),
         sums=empty(runs, wide),
-        columns=empty(rows, width),
-        lacking=np.empty((rows, cols), np.float32),
+        columns=empty(whole, width),
+        lacking=np.empty((whole, cols), np.float32),
         given=empty(2, runs, wide),
         nothing=np.zeros((rows, cols), np.float32),
     )
@@ -87,8 +90,8 @@ def transposed_planes(problem, work, out, d_signal):
         _sum_rows(x, problem.run, work.sums)
         for k in range(len(problem.steps)):
             _ask(problem, work, work.nothing, work.given[k % 2])
-            for i in range(work.lacking.shape[0]):
-                for j in range(work.lacking.shape[1]):
+            for i in range(d_signal.shape[1]):
+                for j in range(d_signal.shape[2]):
                     d_signal[channel, i, j] -= problem.area * work.lacking[i, j]
             _step(x, other, problem.steps[k], work.given[k % 2], work.given[(k + 1) % 2], problem, work)
             x, other = other, x
@@ -148,17 +151,18 @@ def _ask(problem, work, wanted, given):
     """What cells lack of what is wanted, from `work.sums`, and what that gives to the pixels of every run."""
     cells = work.lacking
     _runs_to_cells(work.sums, problem.run_cell, problem.run_part, work.columns)
-    _sum_columns(work.columns, problem, cells)
-    for i in range(cells.shape[0]):
-        for j in range(cells.shape[1]):
+    _sum_columns(work.columns, problem.col_start, problem.col_part, problem.area, cells)
+    for i in range(wanted.shape[0]):
+        for j in range(wanted.shape[1]):
             cells[i, j] = problem.valid[i, j] * (wanted[i, j] - cells[i, j])
-    _widen(cells, problem, work.columns)
+    _widen(cells, problem.col_start, problem.col_part, work.columns)
     _cells_to_runs(work.columns, problem.run_cell, problem.run_part, given)
 
 
 @compiled
 def _runs_to_cells(sums, run_cell, run_part, columns):
     """Sums over the rows of every run -> over those of every row of cells."""
+    apart()
     columns[:] = ZERO
     for run in range(sums.shape[0]):
         cell, part = run_cell[run], run_part[run]
@@ -172,6 +176,7 @@ def _runs_to_cells(sums, run_cell, run_part, columns):
 @compiled
 def _cells_to_runs(columns, run_cell, run_part, given):
     """What rows of cells give -> what their runs get."""
+    apart()
     for run in range(given.shape[0]):
         cell, part = run_cell[run], run_part[run]
         for j in range(columns.shape[1]):
@@ -182,29 +187,40 @@ def _cells_to_runs(columns, run_cell, run_part, given):
 
 
 @compiled
-def _sum_columns(columns, problem, cells):
-    """Averages over the cells from the sums over their rows."""
-    for i in range(cells.shape[0]):
+def _sum_columns(columns, col_start, col_part, area, cells):
+    """Averages over the cells from the sums over their rows, of ROWS rows of cells at a time."""
+    apart()
+    for i in range(0, cells.shape[0], ROWS):
         for j in range(cells.shape[1]):
-            first, last = problem.col_start[j], problem.col_start[j + 1]
-            total = (ONE - problem.col_part[first - 1]) * columns[i, first - 1] if first > 0 else ZERO
-            some, parts = columns[i, first:last], problem.col_part[first:last]
-            for k in range(len(some)):
-                total += parts[k] * some[k]
-            cells[i, j] = total / problem.area
+            first, last = col_start[j], col_start[j + 1]
+            a, b, c, d = ZERO, ZERO, ZERO, ZERO
+            if first > 0:
+                k, part = first - BEFORE, ONE - col_part[first - BEFORE]
+                a, b, c, d = (
+                    part * columns[i, k],
+                    part * columns[i + 1, k],
+                    part * columns[i + 2, k],
+                    part * columns[i + 3, k],
+                )
+            for k in range(first, last):
+                a += col_part[k] * columns[i, k]
+                b += col_part[k] * columns[i + 1, k]
+                c += col_part[k] * columns[i + 2, k]
+                d += col_part[k] * columns[i + 3, k]
+            cells[i, j], cells[i + 1, j], cells[i + 2, j], cells[i + 3, j] = a / area, b / area, c / area, d / area
 
 
 @compiled
-def _widen(cells, problem, columns):
+def _widen(cells, col_start, col_part, columns):
     """(h, w) -> (h, W): the value of every cell in each of its columns."""
+    apart()
     for i in range(cells.shape[0]):
         for j in range(cells.shape[1]):
-            first, last = problem.col_start[j], problem.col_start[j + 1]
+            first, last = col_start[j], col_start[j + 1]
             if first > 0:
-                columns[i, first - 1] += (ONE - problem.col_part[first - 1]) * cells[i, j]
-            some, parts = columns[i, first:last], problem.col_part[first:last]
-            for k in range(len(some)):
-                some[k] = parts[k] * cells[i, j]
+                columns[i, first - BEFORE] += (ONE - col_part[first - BEFORE]) * cells[i, j]
+            for k in range(first, last):
+                columns[i, k] = col_part[k] * cells[i, j]
 
 
 @compiled

@@ -111,7 +111,7 @@ def _problems(
             run=run,
             run_cell=run_cell,
             run_part=run_part,
-            col_start=np.searchsorted(col_cell, np.arange(cols + 1)),
+            col_start=np.searchsorted(col_cell, np.arange(cols + 1)).astype(np.uint64),
             col_part=col_part,
             area=np.float32(height * width / (rows * cols)),
             steps=_table(steps),
