@@ -17,15 +17,16 @@ from collections import namedtuple
 import numba
 import numpy as np
 
-from kernels._cpu_borrow import borrow
+from kernels._cpu_borrow import apart, borrow
 from kernels._cpu_device import empty
 from kernels._cpu_exp2 import bits_of_float, exp2, ordered
 
 TILE = 256
 VECTOR = 8  # float32 that most processors of today take at once
 LOG2_E = 1 / math.log(2)
-# Channels that are mixed at a time: 64 rows of a tile stay in the second-level cache beside the weights.
-CHANNELS = 64
+# `render_tiles` mixes a group of tiles beside each other, as many as have this many bytes of weights, so many channels
+# at a time: all that stays in the second-level cache, and memory is written in rows, not in pieces of a tile's width.
+GROUP_BYTES, CHANNELS = 2**19, 16
 # A candidate this many bits below the sum of every pixel's weights adds less than the rounding of a float32.
 CUT = np.float32(24)
 NEGLIGIBLE = np.float32(2.0**-24)
@@ -33,6 +34,9 @@ NEGLIGIBLE = np.float32(2.0**-24)
 TOO_LARGE = np.float32(2.0**60)
 LOWEST = np.float32(-1e30)
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+# Places are counted by unsigned numbers where rows are short: signed ones count from the end where they are negative,
+# which Numba asks of every place unless it sees that they are not, and then nothing is a vector.
+FIRST, WHOLE = np.uint64(0), np.uint64(VECTOR)
 
 # Rows of `pixels`; the guide's channels follow from COLOUR on, filled up with zeros to a multiple of 3. EXTRA is the
 # part of the colour distance that channels after the third add, and stays 0 without such.
@@ -51,6 +55,10 @@ Problem = namedtuple(
 # `_weigh_tile`: `cells` (K, 3) row, column and flat index, `places` (K, 2) x and y relative to the owner, `distances`
 # and `weights` (K, TILE).
 Work = namedtuple("Work", "pixels box keys bias ring slots cells places distances weights")
+
+# What `render_tiles` keeps of a group of at most T tiles: `weights` (T, K, TILE), the softmax, and `cells` (T, K, 3) of
+# every tile's `counts` (T) candidates; `mixed` (channels, TILE + VECTOR) of one tile, `rows` (channels, pixels) of all.
+Group = namedtuple("Group", "weights cells counts mixed rows")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 
@@ -71,6 +79,20 @@ def make_work(channels: int, candidates: int, max_radius: int) -> Work:
         places=np.empty((rows, 2), np.float32),
         distances=empty(rows, TILE),
         weights=empty(rows, TILE),
+    )
+
+
+def make_group(channels: int, candidates: int) -> Group:
+    """Scratch memory for one thread of `render_tiles`: a signal of so many channels, so many candidates."""
+    keys = -(-candidates // 8) * 8
+    tiles = max(1, GROUP_BYTES // (4 * keys * TILE))
+    block = min(CHANNELS, channels)
+    return Group(
+        weights=empty(tiles, keys, TILE),
+        cells=np.empty((tiles, keys, 3), np.int64),
+        counts=np.empty(tiles, np.int64),
+        mixed=empty(block, TILE + VECTOR),
+        rows=empty(block, (tiles + VECTOR) * TILE),  # every row ends a vector later than needed
     )
 
 
@@ -106,6 +128,13 @@ def _borrow_work(work):
         borrow(work.places),
         borrow(work.distances),
         borrow(work.weights),
+    )
+
+
+@compiled
+def _borrow_group(group):
+    return Group(
+        borrow(group.weights), borrow(group.cells), borrow(group.counts), borrow(group.mixed), borrow(group.rows)
     )
 
 
@@ -440,20 +469,40 @@ def _add_products(weights, k, rows, d_signal, key_row, key_col, n):
 
 
 @compiled
-def _store_tile(mixed, pixels, out, first, last, top, bottom, left, right):
-    """Normalise channels [first, last) of a tile and put them in their place."""
-    width = right - left
+def _keep_weights(work, count, n, group, place):
+    """The softmax of a tile's candidates, as `_mix` takes it, until its group is mixed."""
+    padded = (count + 7) // 8 * 8
+    group.counts[place] = count
+    group.cells[place, :padded] = work.cells[:padded]
+    for k in range(padded):
+        for p in range(n):
+            group.weights[place, k, p] = work.weights[k, p] * work.pixels[TOTAL, p]
+
+
+@compiled
+def _lay_tile(mixed, rows, channels, height, width, left, pitch):
+    """A tile (channels, height x width) from column `left` on into rows of `pitch` pixels, whole vectors at a time.
+
+    What lies beyond the tile is written over by the next one, or lies beyond the group. Numbers are unsigned: FIRST.
+    """
+    apart()
+    for c in range(channels):
+        for y in range(height):
+            source, target = y * width, y * pitch + left
+            for begin in range(FIRST, width, WHOLE):
+                for p in range(WHOLE):
+                    rows[c, target + begin + p] = mixed[c, source + begin + p]
+
+
+@compiled
+def _store_rows(rows, pitch, out, first, last, top, bottom, left, right):
+    """Rows of a group into channels [first, last) of the image. Numbers are unsigned: FIRST."""
+    apart()
     for c in range(first, last):
         for y in range(top, bottom):
-            p = (y - top) * width
-            if width < VECTOR or width > 2 * VECTOR:
-                for x in range(width):
-                    out[c, y, left + x] = mixed[c - first, p + x] * pixels[TOTAL, p + x]
-                continue
-            for begin in range(0, width, VECTOR):  # of short rows; the last vector overlaps the one before
-                start = min(begin, width - VECTOR)
-                for x in range(start, start + VECTOR):
-                    out[c, y, left + x] = mixed[c - first, p + x] * pixels[TOTAL, p + x]
+            source = (y - top) * pitch
+            for x in range(left, right):
+                out[c, y, x] = rows[c - first, source + (x - left)]
 
 
 @compiled
@@ -486,19 +535,71 @@ def _l1_tile(pixels, mixed, channels, n):
 
 
 @compiled
-def render_tiles(problem, work, first, last, mixed, out):
-    """Render tiles [first, last) into out (C, H, W); 0 where no candidate reaches. `mixed` is scratch, (rows, TILE)."""
-    problem, work, mixed, out = _borrow_problem(problem), _borrow_work(work), borrow(mixed), borrow(out)
-    channels, block = out.shape[0], mixed.shape[0]
-    for t in range(first, last):
-        row, col, top, bottom, left, right = problem.tiles[t]
-        n = (bottom - top) * (right - left)
-        whole = (n + VECTOR - 1) // VECTOR * VECTOR  # a few pixels more take less time than those after the last vector
-        count = _weigh_tile(problem, work, row, col, top, bottom, left, right)
-        for c in range(0, channels, block):
-            end = min(c + block, channels)
-            _mix(work.weights, work.cells, count, problem.signal, c, end, mixed, whole)
-            _store_tile(mixed, work.pixels, out, c, end, top, bottom, left, right)
+def render_tiles(problem, work, group, first, last, out):
+    """Render tiles [first, last) into out (C, H, W); 0 where no candidate reaches.
+
+    A group of tiles beside each other is weighed first, then mixed some channels at a time.
+    """
+    problem, work, group, out = _borrow_problem(problem), _borrow_work(work), _borrow_group(group), borrow(out)
+    tiles = problem.tiles
+    while first < last:
+        end = first
+        while end < min(last, first + len(group.counts)) and tiles[end, 2] == tiles[first, 2]:
+            row, col, top, bottom, left, right = tiles[end]
+            count = _weigh_tile(problem, work, row, col, top, bottom, left, right)
+            _keep_weights(work, count, (bottom - top) * (right - left), group, end - first)
+            end += 1
+        _mix_group(problem, group, first, end, out)
+        first = end
+
+
+@compiled
+def _mix_group(problem, group, first, last, out):
+    """Mix tiles [first, last), which are beside each other and whose weights are kept, into `out`."""
+    channels, block = len(out), len(group.mixed)
+    top, bottom, begin, end = (
+        problem.tiles[first, 2],
+        problem.tiles[first, 3],
+        problem.tiles[first, 4],
+        problem.tiles[last - 1, 5],
+    )
+    height, pitch = np.uint64(bottom - top), np.uint64(end - begin) + WHOLE
+    for c in range(0, channels, block):
+        stop = min(c + block, channels)
+        for t in range(first, last):
+            left, right, place = problem.tiles[t, 4], problem.tiles[t, 5], t - first
+            n = (bottom - top) * (right - left)
+            whole = (n + VECTOR - 1) // VECTOR * VECTOR  # a few pixels more take less time than those after the last
+            _mix(
+                group.weights[place],
+                group.cells[place],
+                group.counts[place],
+                problem.signal,
+                c,
+                stop,
+                group.mixed,
+                whole,
+            )
+            _lay_tile(
+                group.mixed,
+                group.rows,
+                np.uint64(stop - c),
+                height,
+                np.uint64(right - left),
+                np.uint64(left - begin),
+                pitch,
+            )
+        _store_rows(
+            group.rows,
+            pitch,
+            out,
+            np.uint64(c),
+            np.uint64(stop),
+            np.uint64(top),
+            np.uint64(bottom),
+            np.uint64(begin),
+            np.uint64(end),
+        )
 
 
 @compiled

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -142,8 +143,8 @@ class _Render(torch.autograd.Function):
 
         def work(image: int, band: _Band) -> None:
             loops, problem = _loops(), problems[image]
-            mixed = empty(min(loops.CHANNELS, signal.shape[1]), loops.TILE)
-            loops.render_tiles(problem, _work(problem), band.first_tile, band.last_tile, mixed, out[image])
+            group = loops.make_group(len(out[image]), len(problem.offsets))
+            loops.render_tiles(problem, _work(problem), group, band.first_tile, band.last_tile, out[image])
 
         for _ in _in_bands(work, len(guide), layout):
             pass
@@ -299,9 +300,7 @@ def _layout(rows: int, cols: int, height: int, width: int, radius: int) -> _Layo
         last_row = min(first_row + rows_per_band, rows)
         first_tile = len(tiles)
         for row in range(first_row, last_row):
-            for col in range(cols):
-                block = (starts_y[row], starts_y[row + 1], starts_x[col], starts_x[col + 1])
-                tiles += [(row, col, *tile) for tile in _tiles_of_block(*block)]
+            tiles += [(row, *tile) for tile in _tiles_of_row(starts_y[row], starts_y[row + 1], starts_x)]
         bands.append(_Band(first_tile, len(tiles), max(0, first_row - radius), min(rows, last_row + radius)))
     offsets = disc_offsets(radius)
     return _Layout(
@@ -313,13 +312,18 @@ def _layout(rows: int, cols: int, height: int, width: int, radius: int) -> _Layo
     )
 
 
-def _tiles_of_block(top: int, bottom: int, left: int, right: int) -> list[tuple[int, int, int, int]]:
-    """Cut the pixels of one owner into pieces of at most TILE."""
-    across = min(right - left, _loops().TILE)
-    down = max(1, _loops().TILE // across)
+def _tiles_of_row(top: int, bottom: int, starts: list[int]) -> list[tuple[int, ...]]:
+    """Cut the pixels of a row of owners into tiles of at most TILE: column of the owner, top, bottom, left, right.
+
+    Those beside each other follow each other.
+    """
+    most = _loops().TILE
+    across = min(most, max(right - left for left, right in pairwise(starts)))
+    down = max(1, most // across)
     return [
-        (y, min(y + down, bottom), x, min(x + across, right))
+        (col, y, min(y + down, bottom), x, min(x + across, right))
         for y in range(top, bottom, down)
+        for col, (left, right) in enumerate(pairwise(starts))
         for x in range(left, right, across)
     ]
 
