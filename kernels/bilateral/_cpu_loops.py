@@ -508,13 +508,13 @@ def _store_rows(rows, pitch, out, first, last, top, bottom, left, right):
 @compiled
 def _load_gradient(gradient, pixels, top, bottom, left, right, rows):
     """d loss / d out of a tile, times TOTAL; 0 where no candidate reaches, whatever the gradient holds there."""
-    width = right - left
+    begin, width = np.uint64(left), np.uint64(right - left)  # unsigned: FIRST
     for c in range(gradient.shape[0]):
         for y in range(top, bottom):
-            p = (y - top) * width
+            p = np.uint64(y - top) * width
             for x in range(width):
                 scale = pixels[TOTAL, p + x]
-                rows[c, p + x] = gradient[c, y, left + x] * scale if scale > ZERO else ZERO
+                rows[c, p + x] = gradient[c, y, begin + x] * scale if scale > ZERO else ZERO
 
 
 @compiled
