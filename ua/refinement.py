@@ -4,6 +4,7 @@ averages of labels, assignment of pixels to classes."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -46,72 +47,75 @@ def refine(
     config: FitConfig,
     averages: Tensor,
     backend: str,
-    *,
-    follow: Tensor | None = None,
 ) -> Tensor:
     """Back-projections, diffusions and assignments of a mixture (B, C, H, W); images of different kinds go apart.
 
-    averages: bool (B,), which signals average a truth. follow: (B, h, w), what the share by which predictions are
-    followed is multiplied by; None: their `prominence`.
+    averages: bool (B,), which signals average a truth.
     """
     kinds = averages.int()
     if config.assignments and bool(averages.any()):
         kinds = kinds + (averages & mixes_labels(signal, valid)).int()
     found = kinds.unique().tolist()
     if len(found) == 1:
-        kind = {"average": found[0] > 0, "labels": found[0] > 1}
-        return _refine_alike(out, signal, guide, valid, follow, config, backend, **kind)
+        return _refine_alike(out, signal, guide, valid, config, backend, kind=found[0])
     result = torch.empty_like(out)
     for kind in found:
         some = (kinds == kind).to(out.device)
-        mask, near = (None if lr_map is None else lr_map[some] for lr_map in (valid, follow))
-        result[some] = _refine_alike(
-            out[some], signal[some], guide[some], mask, near, config, backend, average=kind > 0, labels=kind > 1
-        )
+        mask = None if valid is None else valid[some]
+        result[some] = _refine_alike(out[some], signal[some], guide[some], mask, config, backend, kind=kind)
     return result
 
 
 def _refine_alike(
-    out: Tensor,
-    signal: Tensor,
-    guide: Tensor,
-    valid: Tensor | None,
-    follow: Tensor | None,
-    config: FitConfig,
-    backend: str,
-    *,
-    average: bool,
-    labels: bool,
+    out: Tensor, signal: Tensor, guide: Tensor, valid: Tensor | None, config: FitConfig, backend: str, *, kind: int
 ) -> Tensor:
-    """The same of signals of one kind: averages, of labels or not, or predictions."""
-    for _ in range(config.back_projections if average else 0):
+    """The same of signals of one kind: predictions (0), averages (1) or averages of labels (2)."""
+    for _ in range(config.back_projections if kind else 0):
         out = back_project(out, signal, valid)
-    (height, width), (rows, cols) = guide.shape[-2:], inputs.grid_of(signal)
-    steps, share = schedule(config.diffusions, math.sqrt(height / rows * width / cols), average=average)
-    maps = conductances(guide, config.edge, known_pixels(out, valid)) if steps else None
-    if maps is not None:
-        if average:
-            follow = None
-        else:
-            factors = prominence(signal, valid) if follow is None else follow
-            follow = factors.clamp_max(1 / share)  # no cell is given more than it lacks in a step, however small it is
-        out = diffuse(
-            out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow, overwrite=True
-        )
-    if not labels:
+    maps = conductances(guide, config.edge, known_pixels(out, valid)) if config.diffusions else None
+    follow = None if kind or maps is None else prominence(signal, valid)
+    diffused = partial(diffuse_on_schedule, maps=maps, valid=valid, diffusions=config.diffusions, backend=backend)
+    out = diffused(out, signal, follow=follow)
+    if kind < 2:
         return out
     there = signal if valid is None else signal.masked_fill(~valid[:, None], 0)
     present = there.detach().amax((0, 2, 3)) > LEAST_SHARE
     some, shares = out[:, present], signal[:, present]
     for number in range(config.assignments):
-        if number and maps is not None:
-            some = diffuse(some, shares, maps, valid, steps=steps, share=share, backend=backend, overwrite=True)
+        some = diffused(some, shares) if number else some
         some = assign(some, shares, valid, backend=backend)
     if bool(present.all()):
         return some
     result = torch.zeros_like(out).masked_fill(some[:, :1].isnan(), torch.nan)
     result[:, present] = some
     return result
+
+
+def diffuse_on_schedule(
+    out: Tensor,
+    signal: Tensor,
+    maps: Maps | None,
+    valid: Tensor | None,
+    *,
+    diffusions: int,
+    backend: str,
+    follow: Tensor | None = None,
+) -> Tensor:
+    """`diffuse` by the `schedule` of averages or, where it is said how closely cells are followed, of predictions.
+
+    Args:
+        out, signal, valid, backend: see `diffuse`; `out` may become the result.
+        maps: the `conductances`; None where there are no diffusions.
+        diffusions: the steps that were asked for, >= 0.
+        follow: (B, h, w), what the share of a prediction is multiplied by in every cell; None: an average.
+    """
+    (height, width), (rows, cols) = out.shape[-2:], inputs.grid_of(signal)
+    steps, share = schedule(diffusions, math.sqrt(height / rows * width / cols), average=follow is None)
+    if maps is None or not steps:
+        return out
+    if follow is not None:
+        follow = follow.clamp_max(1 / share)  # no cell is given more than it lacks in a step, however small it is
+    return diffuse(out, signal, maps, valid, steps=steps, share=share, backend=backend, follow=follow, overwrite=True)
 
 
 def schedule(diffusions: int, scale: float, *, average: bool) -> tuple[int, float]:

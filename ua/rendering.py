@@ -17,7 +17,7 @@ from ua import backends, degrade, discriminants, first_order, inputs, leave_one_
 from ua.averages import are_probabilities, averages_truth
 from ua.config import FitConfig, preset
 from ua.gaussians import Gaussians, sigma_eff
-from ua.refinement import refine, refines
+from ua.refinement import conductances, diffuse_on_schedule, known_pixels, refine, refines
 
 
 def render(
@@ -178,19 +178,14 @@ def _render_classes(
         of_cells, _ = confirmed(out)  # a wider mixture confirms less of any map: how noisy this one is was said above
     if config.diffusions:  # nothing else refines a prediction
         # Of a guide with so much more contrast, differences smaller by that are edges.
-        diffused = partial(_diffused, signal=logarithms, guide=trust * guide, valid=valid, backend=backend)
-        out = diffused(out, config.replace(diffusions=config.diffusions // 2), discriminants.followed(of_cells, of_map))
+        maps = conductances(trust * guide, config.edge, known_pixels(out, valid))
+        diffused = partial(diffuse_on_schedule, signal=logarithms, maps=maps, valid=valid, backend=backend)
+        follow = discriminants.followed(of_cells, of_map)
+        out = diffused(out, diffusions=config.diffusions // 2, follow=follow)
         # Diffusion finds more of the classes' regions than the mixture, so now it is seen better what is noise.
-        out = diffused(out, config, discriminants.followed(*confirmed(out)))
+        follow = discriminants.followed(*confirmed(out))
+        out = diffused(out, diffusions=config.diffusions, follow=follow)
     return discriminants.to_probabilities(out)
-
-
-def _diffused(
-    out: Tensor, config: FitConfig, follow: Tensor, *, signal: Tensor, guide: Tensor, valid: Tensor | None, backend: str
-) -> Tensor:
-    """Refinement of predictions (B, C, H, W) that is told how closely to follow the cells of `signal`."""
-    predictions = torch.zeros(len(signal), dtype=torch.bool)
-    return refine(out, signal, guide, valid, config, predictions, backend, follow=follow)
 
 
 def _mixed(

@@ -113,17 +113,23 @@ def test_a_cell_of_a_pixel_or_two_is_given_no_more_than_it_lacks():
         assert result.min() > -0.05 and result.max() < 1.05
 
 
-def test_what_is_followed_differs_by_image_and_not_for_averages():
+def test_images_of_different_kinds_are_refined_as_each_would_be_alone():
     torch.manual_seed(0)
     image, low, out = torch.rand(2, 3, 16, 16), torch.randn(2, 2, 4, 4), torch.randn(2, 2, 16, 16)
-    config = ua.FitConfig(**SETTINGS | {"diffusions": 3})
-    follow, kinds = torch.full((2, 4, 4), 0.1), torch.tensor([True, False])
-    both = refinement.refine(out, low, image, None, config, kinds, "torch", follow=follow)
-    plain = refinement.refine(out, low, image, None, config, kinds, "torch")
-    assert torch.equal(both[0], plain[0]) and (both[1] - plain[1]).abs().max() > 0.01
+    config, kinds = ua.FitConfig(**SETTINGS | {"diffusions": 3}), torch.tensor([True, False])
+    both = refinement.refine(out.clone(), low, image, None, config, kinds, "torch")
     for i, alone in enumerate(zip(out.split(1), low.split(1), image.split(1), strict=True)):
-        one = refinement.refine(*alone, None, config, kinds[i : i + 1], "torch", follow=follow[i : i + 1])
+        one = refinement.refine(*alone, None, config, kinds[i : i + 1], "torch")
         assert (one[0] - both[i]).abs().max() < 1e-6
+        other = refinement.refine(*alone, None, config, ~kinds[i : i + 1], "torch")
+        assert (other[0] - both[i]).abs().max() > 0.01
+
+
+def test_no_diffusions_leave_a_prediction_as_it_is():
+    out, low = torch.randn(1, 2, 16, 16), torch.randn(1, 2, 4, 4)
+    follow, maps = torch.ones(1, 4, 4), refinement.conductances(torch.rand(1, 3, 16, 16), 0.03)
+    same = refinement.diffuse_on_schedule(out, low, maps, None, diffusions=0, backend="torch", follow=follow)
+    assert torch.equal(same, out)
 
 
 def two_regions(rows=12, cols=16):
