@@ -24,8 +24,9 @@ from kernels._cpu_exp2 import bits_of_float, exp2, ordered
 TILE = 256
 VECTOR = 8  # float32 that most processors of today take at once
 LOG2_E = 1 / math.log(2)
-# `render_tiles` mixes a group of tiles beside each other, as many as have this many bytes of weights, so many channels
-# at a time: all that stays in the second-level cache, and memory is written in rows, not in pieces of a tile's width.
+# `render_tiles` mixes a group of tiles beside each other, as many as have this many bytes of weights (or of what comes
+# out), so many channels at a time: that stays in the second-level cache, and memory is written in rows, not in pieces
+# of a tile's width.
 GROUP_BYTES, CHANNELS = 2**19, 16
 # A candidate this many bits below the sum of every pixel's weights adds less than the rounding of a float32.
 CUT = np.float32(24)
@@ -56,8 +57,8 @@ Problem = namedtuple(
 # and `weights` (K, TILE).
 Work = namedtuple("Work", "pixels box keys bias ring slots cells places distances weights")
 
-# What `render_tiles` keeps of a group of at most T tiles: `weights` (T, K, TILE), the softmax, and `cells` (T, K, 3) of
-# every tile's `counts` (T) candidates; `mixed` (channels, TILE + VECTOR) of one tile, `rows` (channels, pixels) of all.
+# What `render_tiles` keeps of a group of at most T tiles: `weights` (T, K, pixels), the softmax, and `cells` (T, K, 3)
+# of every tile's `counts` (T) candidates; `mixed` (channels, pixels and a vector) of one tile, `rows` of all.
 Group = namedtuple("Group", "weights cells counts mixed rows")
 
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
@@ -82,17 +83,17 @@ def make_work(channels: int, candidates: int, max_radius: int) -> Work:
     )
 
 
-def make_group(channels: int, candidates: int) -> Group:
-    """Scratch memory for one thread of `render_tiles`: a signal of so many channels, so many candidates."""
-    keys = -(-candidates // 8) * 8
-    tiles = max(1, GROUP_BYTES // (4 * keys * TILE))
-    block = min(CHANNELS, channels)
+def make_group(channels: int, candidates: int, pixels: int) -> Group:
+    """Scratch memory for one thread of `render_tiles`: so many channels and candidates, tiles of at most `pixels`."""
+    keys, block = -(-candidates // 8) * 8, min(CHANNELS, channels)
+    pixels = -(-pixels // VECTOR) * VECTOR
+    tiles = max(1, GROUP_BYTES // (4 * max(keys, block) * pixels))
     return Group(
-        weights=empty(tiles, keys, TILE),
+        weights=empty(tiles, keys, pixels),
         cells=np.empty((tiles, keys, 3), np.int64),
         counts=np.empty(tiles, np.int64),
-        mixed=empty(block, TILE + VECTOR),
-        rows=empty(block, (tiles + VECTOR) * TILE),  # every row ends a vector later than needed
+        mixed=empty(block, pixels + VECTOR),
+        rows=empty(block, (tiles + VECTOR) * pixels),  # every row ends a vector later than needed
     )
 
 

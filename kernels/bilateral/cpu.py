@@ -143,7 +143,7 @@ class _Render(torch.autograd.Function):
 
         def work(image: int, band: _Band) -> None:
             loops, problem = _loops(), problems[image]
-            group = loops.make_group(len(out[image]), len(problem.offsets))
+            group = loops.make_group(len(out[image]), len(problem.offsets), layout.largest)
             loops.render_tiles(problem, _work(problem), group, band.first_tile, band.last_tile, out[image])
 
         for _ in _in_bands(work, len(guide), layout):
@@ -283,6 +283,7 @@ class _Band(NamedTuple):
 
 class _Layout(NamedTuple):
     tiles: np.ndarray  # (T, 6) owner row and column, top, bottom, left, right
+    largest: int  # pixels of a tile
     bands: list[_Band]
     offsets: np.ndarray  # (K, 3) dy, dx, squared distance
     centres_y: np.ndarray
@@ -305,6 +306,7 @@ def _layout(rows: int, cols: int, height: int, width: int, radius: int) -> _Layo
     offsets = disc_offsets(radius)
     return _Layout(
         tiles=np.array(tiles, np.int64),
+        largest=max((bottom - top) * (right - left) for *_, top, bottom, left, right in tiles),
         bands=bands,
         offsets=torch.cat([offsets, (offsets**2).sum(1, keepdim=True)], dim=1).numpy(),
         centres_y=centres(rows, height).numpy(),
