@@ -138,6 +138,29 @@ def test_copies_of_a_border_cell_count_when_candidates_are_left_out() -> None:
     assert float(out[0, 0, 0, 0]) == pytest.approx(copies / (len(offsets) - copies), rel=1e-4)
 
 
+# --- tiles that are mixed together
+
+GROUPED = {
+    "several groups a row, the last one short": {"grid": (2, 41), "size": (28, 574), "channels": 17, "radius": 3},
+    "cells of several tiles": {"grid": (2, 3), "size": (40, 803), "channels": 3, "radius": 1},
+    "cells as high as many tiles": {"grid": (2, 2), "size": (301, 9), "channels": 33, "radius": 1},
+    "a pixel a cell": {"grid": (3, 600), "size": (3, 600), "channels": 2, "radius": 0},
+    "a broken scale": {"grid": (5, 29), "size": (32, 199), "channels": 19, "radius": 2, "border": "clamp"},
+    "a tile a group": {"grid": (9, 9), "size": (130, 133), "channels": 20, "radius": 12},
+    "cells without candidates": {"grid": (4, 30), "size": (24, 200), "channels": 4, "radius": 1, "valid": 0.1},
+    "one row, one column": {"grid": (1, 1), "size": (20, 37), "channels": 1, "radius": 3, "border": "clamp"},
+}
+
+
+@pytest.mark.parametrize("options", GROUPED.values(), ids=GROUPED)
+def test_tiles_come_to_their_places_and_nothing_unwritten_with_them(options: dict, monkeypatch) -> None:
+    from kernels.bilateral import _cpu_loops
+
+    monkeypatch.setattr(_cpu_loops, "empty", lambda *shape: np.full(shape, np.nan, np.float32))
+    problem = make_problem(**options)
+    assert_near(problem.render(cpu), truth(problem), largest=4e-6, rms=4e-7)
+
+
 # --- threads and processes
 
 BANDED = {

@@ -20,7 +20,7 @@ each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 each_backend = pytest.mark.parametrize("backend", [reference, portable, cpu], ids=["reference", "torch", "cpu"])
 each_float32_backend = pytest.mark.parametrize("backend", [portable, cpu], ids=["torch", "cpu"])
 TINY = {"grid": (2, 2), "size": (3, 4), "channels": 1}
-BIG = {"grid": (3, 4), "size": (25, 38), "channels": 20, "batch": 2, "valid": 0.7, "steps": 12}
+BIG = {"grid": (6, 4), "size": (50, 38), "channels": 20, "batch": 2, "valid": 0.7, "steps": 12}
 
 
 # --- agreement
