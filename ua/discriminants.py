@@ -35,6 +35,9 @@ CONFIRMED, POWER = 10.0, 8
 # ratio, at most so much.
 CLEAN, WIDENING, WIDEST = 0.75, 3, 2.0
 MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.6, other maps 1; 5 is as good
+# Shares of classes between 0 and 1 are mixtures but for so much, which is a network's doubt. .1 to .3: the less, the
+# better for thin objects and borders, the worse for noisy maps.
+DOUBT = 0.2
 NEWTON = 5  # steps of a concave problem of one unknown; four digits after 4
 PRIOR = 0.02  # cells of every class that are added, with the mean of all: a class that is hardly there has about that
 
@@ -58,7 +61,7 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
     """What discriminants say of the pixels beyond what they say of cells, to be added to logarithms; and their trust.
 
     With f the guide's channels and their deviations (2 G maps), mu_c the mean of f over the cells around, weighted by
-    class c, and S the covariance of f within classes (that within cells counts in full):
+    class c and unmixed (`_unmixing`), and S the covariance of f within classes (that within cells counts in full):
     L_c(f) = f' S^-1 mu_c - mu_c' S^-1 mu_c / 2. What is said at the pixels, less its average over the cells around, is
     multiplied by the trust (`_trust`).
 
@@ -164,7 +167,8 @@ def averages(hr_maps: Tensor, like: Tensor, known: Tensor | None = None) -> Tens
 def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes (B, C, K, h, w) and offsets (B, C, h, w) for the K maps (B, K, H, W), float64.
 
-    And what they would say of each cell, (B, C, h, w), had its own class no part in the means.
+    And what they would say of each cell, (B, C, h, w), had its own class no part in the means. These are not unmixed:
+    how far colours are to be believed, they tell better as they are.
     """
     known = torch.ones_like(probabilities[:, 0]) if valid is None else valid
     weights = known[:, None].double()
@@ -181,7 +185,8 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
     count = around(shares, shares.shape[1])  # [B, C, h, w]
     total = around(shares[:, :, None] * means[:, None], shares.shape[1], number)  # [B, C, K, h, w]
     overall = total.sum(1, keepdim=True) / cells[:, None]
-    mean = (total + PRIOR * overall) / (count + PRIOR)[:, :, None]
+    farther = _unmixing(count / cells, around(shares.square(), shares.shape[1]) / cells)[:, :, None]
+    mean = overall + farther * ((total + PRIOR * overall) / (count + PRIOR)[:, :, None] - overall)
     plain = total / count.clamp_min(1e-9)[:, :, None]
     between = torch.einsum("bchw,bcihw,bcjhw->bijhw", count, plain, plain)
     within = (around(products, number, number) - between) / cells[:, None]
@@ -194,6 +199,24 @@ def _discriminants(probabilities: Tensor, maps: Tensor, valid: Tensor | None) ->
     slopes, slopes_of_others = slopes.permute(0, 4, 3, 1, 2).chunk(2, 1)
     offsets, offsets_of_others = offsets.chunk(2, 1)
     return slopes, offsets, offsets_of_others + (slopes_of_others * means[:, None]).sum(2)
+
+
+def _unmixing(share: Tensor, square: Tensor) -> Tensor:
+    """How many times farther from the mean of all the colour of a class is than that of cells weighted by it.
+
+    Where cells are mixtures, weighted means are nearer. By least squares of colours on shares (linear unmixing: Settle
+    & Drake, "Linear mixing and the estimation of ground cover proportions", 1993), of one class against all others, it
+    is s (1 - s) / v times, v the variance of the shares: once where every cell has one class.
+
+    Args:
+        share, square: the means of a class's shares around every cell, s, and of their squares, (B, C, h, w).
+
+    Returns:
+        (B, C, h, w), in [1, 1 / `DOUBT`].
+    """
+    pure = share * (1 - share)
+    variance = (square - share.square()).clamp_min(0)
+    return (pure / (DOUBT * pure + (1 - DOUBT) * variance).clamp_min(1e-12)).clamp(1, 1 / DOUBT)
 
 
 @kept

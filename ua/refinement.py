@@ -50,7 +50,7 @@ def refine(
 ) -> Tensor:
     """Back-projections, diffusions and assignments of a mixture (B, C, H, W); images of different kinds go apart.
 
-    averages: bool (B,), which signals average a truth.
+    averages: bool (B,), which signals average a truth. `out` may be overwritten.
     """
     kinds = averages.int()
     if config.assignments and bool(averages.any()):
@@ -70,10 +70,12 @@ def _refine_alike(
     out: Tensor, signal: Tensor, guide: Tensor, valid: Tensor | None, config: FitConfig, backend: str, *, kind: int
 ) -> Tensor:
     """The same of signals of one kind: predictions (0), averages (1) or averages of labels (2)."""
+    if not (kind or config.diffusions):  # nothing else refines a prediction
+        return out
     for _ in range(config.back_projections if kind else 0):
         out = back_project(out, signal, valid)
-    maps = conductances(guide, config.edge, known_pixels(out, valid)) if config.diffusions else None
-    follow = None if kind or maps is None else prominence(signal, valid)
+    maps = conductances(guide, config.edge, known_pixels(out, valid))
+    follow = None if kind else prominence(signal, valid)
     diffused = partial(diffuse_on_schedule, maps=maps, valid=valid, diffusions=config.diffusions, backend=backend)
     out = diffused(out, signal, follow=follow)
     if kind < 2:
@@ -94,7 +96,7 @@ def _refine_alike(
 def diffuse_on_schedule(
     out: Tensor,
     signal: Tensor,
-    maps: Maps | None,
+    maps: Maps,
     valid: Tensor | None,
     *,
     diffusions: int,
@@ -105,13 +107,16 @@ def diffuse_on_schedule(
 
     Args:
         out, signal, valid, backend: see `diffuse`; `out` may become the result.
-        maps: the `conductances`; None where there are no diffusions.
+        maps: the `conductances`.
         diffusions: the steps that were asked for, >= 0.
         follow: (B, h, w), what the share of a prediction is multiplied by in every cell; None: an average.
+
+    Returns:
+        (B, C, H, W).
     """
     (height, width), (rows, cols) = out.shape[-2:], inputs.grid_of(signal)
     steps, share = schedule(diffusions, math.sqrt(height / rows * width / cols), average=follow is None)
-    if maps is None or not steps:
+    if not steps:
         return out
     if follow is not None:
         follow = follow.clamp_max(1 / share)  # no cell is given more than it lacks in a step, however small it is

@@ -36,11 +36,11 @@ def render(
     backend but `cpu`).
 
     With `config.back_projections` what the render lacks against the signal, averaged over every cell, is added bicubic,
-    that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, that many steps
-    (`ua.refinement`). With `config.regression` all this is done to what a regression on local statistics of the guide
-    leaves of features (`ua.regression`); with `config.discriminants` predicted class probabilities are mixed as
-    logarithms, with what discriminants of the guide say within cells (`ua.discriminants`). Whether a signal is the
-    average of a truth or a prediction, `config.signal_is` says. Averages of labels are sharpened in
+    that many times (Irani & Peleg 1991); with `config.diffusions` it is then smoothed along the guide, in as many
+    steps or more (`ua.refinement`). With `config.regression` all this is done to what a regression on local statistics
+    of the guide leaves of features (`ua.regression`); with `config.discriminants` predicted class probabilities are
+    mixed as logarithms, with what discriminants of the guide say within cells (`ua.discriminants`). Whether a signal is
+    the average of a truth or a prediction, `config.signal_is` says. Averages of labels are sharpened in
     `config.assignments` rounds (`kernels.assignment`). The Gaussians are those given: `config.leave_one_out`, and wider
     ones for noisy maps of classes, are the matter of `Fit.render`.
 
@@ -105,7 +105,8 @@ def _render(
 ) -> Tensor:
     """Mixture and refinement of checked arguments; predicted classes go apart from all other signals of a batch.
 
-    adapt: whether the Gaussians are first adapted to what is mixed, where `config.leave_one_out` says so.
+    adapt: whether the Gaussians are adapted to what is mixed: to averages, where `config.leave_one_out` says so, and
+        made wider for noisy maps of classes.
     """
     classes = averages.new_zeros(len(signal))
     if config.discriminants:
@@ -175,14 +176,15 @@ def _render_classes(
     wider = discriminants.widening(of_map)
     if adapt and not are_stepped(gaussians) and bool((wider > 1).any()):
         out = mixture(gaussians._replace(sigma_x=gaussians.sigma_x * wider, sigma_y=gaussians.sigma_y * wider))
-        of_cells, _ = confirmed(out)  # a wider mixture confirms less of any map: how noisy this one is was said above
+        of_cells, _ = confirmed(out)  # a wider mixture confirms less of any map: how noisy this one is was said before
     if config.diffusions:  # nothing else refines a prediction
         # Of a guide with so much more contrast, differences smaller by that are edges.
         maps = conductances(trust * guide, config.edge, known_pixels(out, valid))
         diffused = partial(diffuse_on_schedule, signal=logarithms, maps=maps, valid=valid, backend=backend)
         follow = discriminants.followed(of_cells, of_map)
-        out = diffused(out, diffusions=config.diffusions // 2, follow=follow)
-        # Diffusion finds more of the classes' regions than the mixture, so now it is seen better what is noise.
+        out = diffused(out, diffusions=max(1, config.diffusions // 2), follow=follow)
+        # Diffusion finds more of the classes' regions than a mixture, so now it is seen better what is noise. (Of maps
+        # that were mixed wider less is confirmed now than by the first mixture: what stands out in them is less still.)
         follow = discriminants.followed(*confirmed(out))
         out = diffused(out, diffusions=config.diffusions, follow=follow)
     return discriminants.to_probabilities(out)
