@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compare import Problem, assert_near, make_problem, truth
+from compare import Problem, assert_near, assert_same_gradients, make_problem, truth
 from fused_fit import FIT_CASES, check_adam_on_the_reference, check_the_floor
 from torch import Tensor
 
-from kernels.bilateral import cpu
+from kernels.bilateral import cpu, reference
 from kernels.geometry import Factors, Support
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -146,19 +146,47 @@ GROUPED = {
     "cells as high as many tiles": {"grid": (2, 2), "size": (301, 9), "channels": 33, "radius": 1},
     "a pixel a cell": {"grid": (3, 600), "size": (3, 600), "channels": 2, "radius": 0},
     "a broken scale": {"grid": (5, 29), "size": (32, 199), "channels": 19, "radius": 2, "border": "clamp"},
+    "full tiles, no multiple of a vector": {"grid": (2, 2), "size": (34, 34), "channels": 16, "radius": 8},
     "a tile a group": {"grid": (9, 9), "size": (130, 133), "channels": 20, "radius": 12},
     "cells without candidates": {"grid": (4, 30), "size": (24, 200), "channels": 4, "radius": 1, "valid": 0.1},
-    "one row, one column": {"grid": (1, 1), "size": (20, 37), "channels": 1, "radius": 3, "border": "clamp"},
+    "one row": {"grid": (1, 5), "size": (20, 37), "channels": 1, "radius": 3, "border": "clamp"},
+    "one column": {"grid": (4, 1), "size": (70, 9), "channels": 2, "radius": 2},
 }
 
 
-@pytest.mark.parametrize("options", GROUPED.values(), ids=GROUPED)
-def test_tiles_come_to_their_places_and_nothing_unwritten_with_them(options: dict, monkeypatch) -> None:
+each_group = pytest.mark.parametrize("options", GROUPED.values(), ids=GROUPED)
+
+
+@pytest.fixture
+def poisoned(monkeypatch) -> None:
+    """Scratch memory begins as NaN."""
     from kernels.bilateral import _cpu_loops
 
     monkeypatch.setattr(_cpu_loops, "empty", lambda *shape: np.full(shape, np.nan, np.float32))
+
+
+@each_group
+def test_tiles_come_to_their_places(options: dict, poisoned: None) -> None:
     problem = make_problem(**options)
     assert_near(problem.render(cpu), truth(problem), largest=4e-6, rms=4e-7)
+
+
+@each_group
+def test_gradients_of_tiles(options: dict, poisoned: None) -> None:
+    problem = make_problem(**options)
+    expected = problem.to(torch.float64).gradients(reference)
+    assert_same_gradients(problem.gradients(cpu), expected, largest=5e-5, rms=5e-6)
+
+
+def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
+    """The tests of places, and a large diffusion, compiled anew with a question before every access."""
+    tests = ["tests/kernels/test_cpu.py", "tests/kernels/test_diffusion.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
+    command += ["-k", "tiles_come_to or (test_float32 and big and cpu)"]
+    env = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=CHECKOUT, timeout=500)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert f"{len(GROUPED) + 1} passed" in result.stdout
 
 
 # --- threads and processes

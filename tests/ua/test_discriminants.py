@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ua
-from ua import discriminants, rendering
+from ua import discriminants, refinement, rendering
 from ua.degrade import area
 from ua.filters import blur
 from ua.refinement import prominence, smooth
@@ -405,27 +405,47 @@ def test_gradients_to_the_signal(of_map):
     assert raw.grad.isfinite().all() and raw.grad.abs().max() > 0
 
 
-def test_what_is_noise_is_judged_again_after_a_short_diffusion(monkeypatch):
+@pytest.mark.parametrize("noise", [0, 2], ids=["clean", "noisy, mixed wider"])
+def test_what_is_noise_is_judged_again_after_a_short_diffusion(noise, monkeypatch):
     guide, labels = two_colours(0.02)
     low = seen(labels)
-    judged, followed, real = [], [], (discriminants.confirmed, discriminants.followed)
+    grain = noise * torch.randn(low.shape, generator=torch.Generator().manual_seed(2))
+    low = (low.clamp_min(0.01).log() + grain).softmax(1)
+    judged, told, steps = [], [], []
+    real = discriminants.confirmed, discriminants.followed, refinement.diffuse
 
     def confirmed(found, *rest):
-        judged.append(found.clone())
-        return real[0](found, *rest)
+        judged.append((found.clone(), *real[0](found, *rest)))
+        return judged[-1][1:]
 
-    def loosely(*confirmed):
-        followed.append(real[1](*confirmed))
-        return followed[-1]
+    def followed(*confirmed):
+        told.append(confirmed)
+        return real[1](*confirmed)
 
-    monkeypatch.setattr(discriminants, "confirmed", confirmed)
-    monkeypatch.setattr(discriminants, "followed", loosely)
-    ua.upsample(guide, low, signal_is="prediction", diffusions=7)
-    mixed, diffused = judged
+    def diffuse(*arguments, **options):
+        steps.append(options["steps"])
+        return real[2](*arguments, **options)
+
     plain = ua.upsample(guide, low, signal_is="prediction", diffusions=0)
-    assert (mixed - plain).abs().max() < 1e-5 and (diffused - plain).abs().max() > 0.01
-    torch.testing.assert_close(followed[1], real[1](*real[0](diffused, low, None)))
-    assert (followed[1] - followed[0]).abs().max() > 1e-3
+    monkeypatch.setattr(discriminants, "confirmed", confirmed)
+    monkeypatch.setattr(discriminants, "followed", followed)
+    monkeypatch.setattr(refinement, "diffuse", diffuse)
+    ua.upsample(guide, low, signal_is="prediction", diffusions=7)
+    assert steps == [6, 14] and len(judged) == (3 if noise else 2)
+    mixed, diffused = judged[-2:]
+    assert (mixed[0] - plain).abs().max() < 1e-5 and (diffused[0] - plain).abs().max() > 0.01
+    assert told[0] == (mixed[1], judged[0][2])  # cells by the mixture as it is, the map by the first one
+    assert told[1] == diffused[1:]
+
+
+def test_nothing_flows_from_pixels_that_are_not_known():
+    guide = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    low = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1).expand(-1, -1, 12, 12).contiguous()
+    valid = (torch.arange(12) < 4).view(1, 12, 1).expand(-1, -1, 12)
+    out = ua.upsample(guide, low, valid=valid, signal_is="prediction")
+    known = ~out.isnan()
+    assert not known.all() and known[..., :32, :].all()
+    assert (out[:, 0][known[:, 0]] - 0.9).abs().max() < 1e-5
 
 
 def test_given_gaussians_are_not_widened_and_have_gradients():
