@@ -13,7 +13,9 @@ from torch import Tensor
 # Rounding of a resize or a colour conversion, not a different range.
 RANGE_SLACK = 1e-4
 INTEGERS = "turn class ids into one-hot channels, and depth or masks into floats, first"
-LONG = 3.0  # times as long as wide are cells of channels that were taken for columns
+# Times as long as wide are cells of channels that were taken for columns; or those that would be square if the channels
+# came last, and are not.
+LONG, UNEVEN, SQUARE = 3.0, 1.25, 1.1
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PLANES = (1, 3, 4)  # channels of an image whose axes are in the order of a tensor's
 # Converted to L or RGB, transparency dropped; others (16-bit, float) would be clipped.
@@ -119,13 +121,20 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
 
 
 def _warn_of_channels_last(signal: Tensor, guide: Tensor, shape: str) -> None:
-    """Warns where cells are `LONG` times as long as wide, as they are of channels taken for columns."""
-    down, across = (pixels / cells for pixels, cells in zip(guide.shape[-2:], grid_of(signal), strict=True))
-    if max(down, across) > LONG * min(down, across):
+    """Warns where cells are long, as they are of channels taken for columns: `LONG` times as long as wide, or `UNEVEN`
+    times where they would be square if the channels came last."""
+    (height, width), (channels, rows, cols) = guide.shape[-2:], signal.shape[1:]
+    down, across = height / rows, width / cols
+    square_if_last = _elongation(height / channels, width / rows) < SQUARE
+    if _elongation(down, across) > (UNEVEN if square_if_last else LONG):
         warnings.warn(
             f"signal of {shape} has cells of {down:.3g} x {across:.3g} pixels; it must be (C, h, w), channels first",
             stacklevel=3,
         )
+
+
+def _elongation(down: float, across: float) -> float:
+    return max(down, across) / min(down, across)
 
 
 def _as_valid(valid: Any, signal: Tensor) -> Tensor:

@@ -483,3 +483,15 @@ def test_channels_taken_for_columns_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inputs.as_signal(torch.zeros(48, 2, 4), None, guide)
+        inputs.as_signal(torch.zeros(2, 2, 2), None, guide)
+
+
+@pytest.mark.parametrize("channels", [8, 10, 21, 32, 64])
+def test_few_channels_taken_for_columns_are_warned_of(channels: int):
+    """Cells that are not three times as long as wide, but would be square if the channels came last."""
+    guide = torch.zeros(1, 3, 224, 224)
+    with pytest.warns(UserWarning, match="channels first"):
+        inputs.as_signal(torch.zeros(14, 14, channels), None, guide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inputs.as_signal(torch.zeros(channels, 14, 14), None, guide)
