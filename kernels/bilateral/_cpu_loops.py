@@ -472,10 +472,9 @@ def _add_products(weights, k, rows, d_signal, key_row, key_col, n):
 @compiled
 def _keep_weights(work, count, n, group, place):
     """The softmax of a tile's candidates, as `_mix` takes it, until its group is mixed."""
-    padded = (count + 7) // 8 * 8
     group.counts[place] = count
-    group.cells[place, :padded] = work.cells[:padded]
-    for k in range(padded):
+    for k in range((count + 7) // 8 * 8):
+        group.cells[place, k, 2] = work.cells[k, 2]  # all that `_mix` looks at
         for p in range(n):
             group.weights[place, k, p] = work.weights[k, p] * work.pixels[TOTAL, p]
 
