@@ -5,7 +5,8 @@ cell belongs to, its colour tells as well: around every cell the classes have di
 probabilities themselves say which. So linear discriminants (Fisher 1936; one covariance for all classes, of a Gaussian
 window) are learned from the LR probabilities of this one image, and what they say of the pixels of a cell, beyond what
 they say of the cell, is added to the logarithms. Unlike a colour model of a whole image (GrabCut, Rother et al. 2004)
-they are local, and have no part in the mean logarithm of a cell, only in how it is spread over the pixels.
+they are local, and have no part in the mean logarithm of a cell, only in how it is spread over the pixels. Where
+objects are no larger than cells, no cell has the colour of one class, so these are unmixed (`_unmixing`).
 
 How far colours are to be believed, a map tells itself: by how well they foretell a cell's classes beside those of its
 neighbours, a conditional logistic model of one parameter (`_trust`).
@@ -34,7 +35,7 @@ CONFIRMED, POWER = 10.0, 8
 # Maps of which it confirms less than this, mixed by Gaussians of .9 cell, are mixed by wider ones: by a power of the
 # ratio, at most so much.
 CLEAN, WIDENING, WIDEST = 0.75, 3, 2.0
-MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.6, other maps 1; 5 is as good
+MOST_TRUST = 3.0  # times that discriminants count; walls as thin as cells have 1.6 to 2.9, other maps 1; 5 is as good
 # Shares of classes between 0 and 1 are mixtures but for so much, which is a network's doubt. .1 to .3: the less, the
 # better for thin objects and borders, the worse for noisy maps.
 DOUBT = 0.2
