@@ -18,6 +18,7 @@ INTEGERS = "turn class ids into one-hot channels, and depth or masks into floats
 LONG, UNEVEN, SQUARE = 3.0, 1.25, 1.1
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PLANES = (1, 3, 4)  # channels of an image whose axes are in the order of a tensor's
+MANY = 16  # bands, beside a width of 3 or 4 pixels: a tensor with the axes of an array
 # Converted to L or RGB, transparency dropped; others (16-bit, float) would be clipped.
 PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
 
@@ -51,6 +52,11 @@ def as_image(image: Any) -> Tensor:
 
 def _image_tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
+        if image.ndim in (3, 4) and image.shape[-1] in PLANES[1:] and image.shape[-3] >= MANY:
+            raise ValueError(
+                f"image as a tensor must be (B, G, H, W) or (G, H, W), channels first, got {_shape(image)}; "
+                "image.movedim(-1, -3) turns it"
+            )
         return image
     if hasattr(image, "convert") and hasattr(image, "getbands"):  # PIL, which we need not import to know
         if image.mode not in PIL_MODES:

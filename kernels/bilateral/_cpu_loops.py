@@ -483,7 +483,7 @@ def _keep_weights(work, count, n, group, place):
 def _lay_tile(mixed, rows, channels, height, width, left, pitch):
     """A tile (channels, height x width) from column `left` on into rows of `pitch` pixels, whole vectors at a time.
 
-    What lies beyond the tile is written over by the next one, or lies beyond the group. Numbers are unsigned: FIRST.
+    What lies beyond the tile is written over by the next one, or lies beyond the group. Numbers are uint64: FIRST.
     """
     apart()
     for c in range(channels):
@@ -496,7 +496,7 @@ def _lay_tile(mixed, rows, channels, height, width, left, pitch):
 
 @compiled
 def _store_rows(rows, pitch, out, first, last, top, bottom, left, right):
-    """Rows of a group into channels [first, last) of the image. Numbers are unsigned: FIRST."""
+    """Rows of a group into channels [first, last) of the image. Numbers are uint64: FIRST."""
     apart()
     for c in range(first, last):
         for y in range(top, bottom):

@@ -476,6 +476,15 @@ def test_an_array_in_the_order_of_a_tensor_is_refused():
     assert inputs.as_image(np.zeros((3, 8, 4), np.float32)).shape == (1, 4, 3, 8)  # three rows of RGBA
 
 
+@pytest.mark.parametrize("shape", [(32, 48, 3), (2, 32, 48, 4)], ids=str)
+def test_a_tensor_in_the_order_of_an_array_is_refused(shape: tuple[int, ...]):
+    image = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"image as a tensor .* channels first, got shape .*movedim\(-1, -3\)"):
+        inputs.as_image(image)
+    assert inputs.as_image(image.movedim(-1, -3)).shape[-2:] == (32, 48)
+    assert inputs.as_image(torch.zeros(4, 32, 3)).shape == (1, 4, 32, 3)
+
+
 def test_channels_taken_for_columns_are_warned_of():
     guide = torch.zeros(1, 3, 28, 56)
     with pytest.warns(UserWarning, match=r"shape \(2, 4, 48\) has cells of 7 x 1.17 pixels; .* channels first"):
