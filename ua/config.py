@@ -63,8 +63,8 @@ class FitConfig:
             prediction.
         diffusions: steps of anisotropic diffusion along the guide that keeps averages, no more than a cell has pixels
             along an axis; >= 0. A prediction, which it only follows, takes twice as many; predicted classes, with
-            `discriminants`, half of these before. They are one accelerated cycle (two): n of them smooth as much as
-            n (n + 1) / 2 single ones (`kernels.diffusion`).
+            `discriminants`, nearly half of these before. They are one accelerated cycle (two): n of them smooth as much
+            as n (n + 1) / 2 single ones (`kernels.diffusion`).
         assignments: rounds in which averages of labels are sharpened, so that every pixel belongs to nearly one class
             and every cell nearly keeps its shares (`kernels.assignment`), with diffusion between them; >= 0. Taken for
             such are class probabilities (two channels or more, sums of 1) most of whose little values are 0. 0 is the

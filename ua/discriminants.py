@@ -5,8 +5,8 @@ cell belongs to, its colour tells as well: around every cell the classes have di
 probabilities themselves say which. So linear discriminants (Fisher 1936; one covariance for all classes, of a Gaussian
 window) are learned from the LR probabilities of this one image, and what they say of the pixels of a cell, beyond what
 they say of the cell, is added to the logarithms. Unlike a colour model of a whole image (GrabCut, Rother et al. 2004)
-they are local, and have no part in the mean logarithm of a cell, only in how it is spread over the pixels. Where
-objects are no larger than cells, no cell has the colour of one class, so these are unmixed (`_unmixing`).
+they are local, and have no part in the mean logarithm of a cell, only in how it is spread over the pixels. Colours of
+classes are unmixed from those of cells (`_unmixing`), none of which has one class alone where objects are thin.
 
 How far colours are to be believed, a map tells itself: by how well they foretell a cell's classes beside those of its
 neighbours, a conditional logistic model of one parameter (`_trust`).
@@ -62,7 +62,8 @@ def learn(probabilities: Tensor, guide: Tensor, valid: Tensor | None = None) -> 
     """What discriminants say of the pixels beyond what they say of cells, to be added to logarithms; and their trust.
 
     With f the guide's channels and their deviations (2 G maps), mu_c the mean of f over the cells around, weighted by
-    class c and unmixed (`_unmixing`), and S the covariance of f within classes (that within cells counts in full):
+    class c and unmixed (`_unmixing`), and S the covariance of f within classes, around the means as they were before
+    (that within cells counts in full):
     L_c(f) = f' S^-1 mu_c - mu_c' S^-1 mu_c / 2. What is said at the pixels, less its average over the cells around, is
     multiplied by the trust (`_trust`).
 

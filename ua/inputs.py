@@ -127,11 +127,14 @@ def as_signal(signal: Any, valid: Any, guide: Tensor) -> tuple[Tensor, Tensor | 
 
 
 def _warn_of_channels_last(signal: Tensor, guide: Tensor, shape: str) -> None:
-    """Warns where cells are long, as they are of channels taken for columns: `LONG` times as long as wide, or `UNEVEN`
-    times where they would be square if the channels came last."""
+    """Warns where cells are long, as they are of channels taken for columns.
+
+    `LONG` times as long as wide, or `UNEVEN` times where they would be square if the channels came last. (But a square
+    grid may be that of an image that was squashed for a network.)
+    """
     (height, width), (channels, rows, cols) = guide.shape[-2:], signal.shape[1:]
     down, across = height / rows, width / cols
-    square_if_last = _elongation(height / channels, width / rows) < SQUARE
+    square_if_last = rows != cols and _elongation(height / channels, width / rows) < SQUARE
     if _elongation(down, across) > (UNEVEN if square_if_last else LONG):
         warnings.warn(
             f"signal of {shape} has cells of {down:.3g} x {across:.3g} pixels; it must be (C, h, w), channels first",

@@ -4,6 +4,7 @@ averages of labels, assignment of pixels to classes."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -74,10 +75,14 @@ def _refine_alike(
         return out
     for _ in range(config.back_projections if kind else 0):
         out = back_project(out, signal, valid)
-    maps = conductances(guide, config.edge, known_pixels(out, valid))
-    follow = None if kind else prominence(signal, valid)
-    diffused = partial(diffuse_on_schedule, maps=maps, valid=valid, diffusions=config.diffusions, backend=backend)
-    out = diffused(out, signal, follow=follow)
+    diffused: Callable[[Tensor, Tensor], Tensor] = _unchanged
+    if config.diffusions:
+        maps = conductances(guide, config.edge, known_pixels(out, valid))
+        follow, steps = None if kind else prominence(signal, valid), config.diffusions
+        diffused = partial(
+            diffuse_on_schedule, maps=maps, valid=valid, diffusions=steps, backend=backend, follow=follow
+        )
+    out = diffused(out, signal)
     if kind < 2:
         return out
     there = signal if valid is None else signal.masked_fill(~valid[:, None], 0)
@@ -91,6 +96,10 @@ def _refine_alike(
     result = torch.zeros_like(out).masked_fill(some[:, :1].isnan(), torch.nan)
     result[:, present] = some
     return result
+
+
+def _unchanged(out: Tensor, signal: Tensor) -> Tensor:
+    return out
 
 
 def diffuse_on_schedule(

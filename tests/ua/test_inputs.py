@@ -504,3 +504,14 @@ def test_few_channels_taken_for_columns_are_warned_of(channels: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inputs.as_signal(torch.zeros(channels, 14, 14), None, guide)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [((375, 500), (21, 28, 28)), ((480, 640), (12, 16, 16)), ((256, 512), (19, 37, 37)), ((180, 320), (21, 37, 37))],
+    ids=str,
+)
+def test_a_grid_of_a_squashed_image_is_not_warned_of(size: tuple[int, int], shape: tuple[int, int, int]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inputs.as_signal(torch.zeros(shape), None, torch.zeros(1, 3, *size))
