@@ -234,8 +234,10 @@ def preset(name: str) -> FitConfig:
     """The settings of that name: "default", "paper", "reconstruction" or "released".
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a `FitConfig`.
     """
+    if isinstance(name, FitConfig):
+        raise ValueError("preset must be a name, got a FitConfig; its fields are overrides: **vars(config)")
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(plugins.unknown("preset", name, PRESETS))
     return PRESETS[name]

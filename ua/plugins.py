@@ -69,7 +69,7 @@ def _import(package: str, kind: str, name: str) -> ModuleType:
                 raise
             raise ValueError(f"{kind}: no module {name!r} can be imported ({error})") from error
     if name not in names(package):
-        raise ValueError(unknown(kind, name, names(package)))
+        raise ValueError(f"{unknown(kind, name, names(package))}; a part of your own has a dot in its name")
     return importlib.import_module(f"{package}.{name}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ua
 from ua.config import CHOICES
@@ -169,3 +170,10 @@ def test_initial_sigma_of_the_presets() -> None:
         torch.testing.assert_close(gaussians.sigma_y, torch.full((1, 6, 4), float(sigma_y)))
         torch.testing.assert_close(gaussians.sigma_r, torch.full((1, 6, 4), 0.12))
         assert not gaussians.theta.any()
+
+
+def test_a_config_in_the_place_of_a_presets_name_is_told_how_it_is_used():
+    image, signal, config = torch.rand(1, 3, 16, 16), torch.rand(1, 2, 4, 4), ua.preset("paper").replace(steps=1)
+    with pytest.raises(ValueError, match=r"preset must be a name, got a FitConfig; .* \*\*vars\(config\)"):
+        ua.upsample(image, signal, preset=config)
+    assert ua.fit(image, (4, 4), **vars(config)).config == config
